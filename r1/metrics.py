@@ -1,0 +1,254 @@
+"""Evaluation metrics and their confidence intervals.
+
+Legend: P problems (or prompts), G completions per prompt, n samples of a problem, c correct ones among them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from r1.registry import did_you_mean
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """An estimate with its confidence interval.
+
+    Attributes:
+        mean: the estimate.
+        low, high: the bounds; NaN where the data cannot give any.
+        confidence: coverage aimed at, in (0, 1).
+    """
+
+    mean: float
+    low: float
+    high: float
+    confidence: float = 0.95
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LengthSplit:
+    """Mean completion length, in tokens, of correct and of wrong completions; None where there are none."""
+
+    correct: float | None
+    wrong: float | None
+    num_correct: int
+    num_wrong: int
+
+
+def pass_at_k(num_correct: int, num_samples: int, k: int) -> float:
+    """Probability that k of the samples, drawn without replacement, hold a correct one.
+
+        pass@k = 1 - C(n - c, k) / C(n, k);   pass@1 = c / n
+
+    Chen et al. 2021, Eq. 1 (arXiv 2107.03374). Unbiased for k fresh samples; average it over problems.
+
+    Raises:
+        ValueError: k outside [1, num_samples] or num_correct outside [0, num_samples].
+    """
+    if not 1 <= k <= num_samples:
+        raise ValueError(f"k: found {k}, expected 1..num_samples = {num_samples}")
+    if not 0 <= num_correct <= num_samples:
+        raise ValueError(f"num_correct: found {num_correct}, expected 0..num_samples = {num_samples}")
+    return 1 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
+
+
+def majority_vote(answers: Sequence[str | None]) -> str | None:
+    """Return the answer given most often; of equally frequent ones, the one that was sampled first.
+
+    Args:
+        answers: normalised answers in sampling order; None = no answer, which has no vote.
+
+    Returns:
+        The winner, or None when nobody answered.
+    """
+    votes = Counter(a for a in answers if a is not None)
+    # Counter keeps insertion order and max returns the first maximum: ties go to the first sampled.
+    return max(votes, key=votes.__getitem__) if votes else None
+
+
+def cons_at_k(answers: Sequence[str | None], correct: Sequence[bool], *, k: int | None = None) -> float:
+    """Score the majority vote of the first k samples of one problem: 1 if it is correct, else 0.
+
+    cons@64 in DeepSeek-R1 (arXiv 2501.12948); self-consistency (arXiv 2203.11171). Ties: see `majority_vote`.
+
+    Args:
+        answers: normalised answers in sampling order; None = no answer.
+        correct: whether each is correct.
+        k: samples that vote; None = all.
+
+    Raises:
+        ValueError: lengths differ, k exceeds the samples, or equal answers were judged differently.
+    """
+    if len(answers) != len(correct):
+        raise ValueError(f"correct: found {len(correct)} values, expected one for each of {len(answers)} answers")
+    k = len(answers) if k is None else k
+    if not 1 <= k <= len(answers):
+        raise ValueError(f"k: found {k}, expected 1..{len(answers)}, the number of samples")
+    winner = majority_vote(answers[:k])
+    if winner is None:
+        return 0.0
+    verdicts = {bool(c) for a, c in zip(answers[:k], correct[:k], strict=True) if a == winner}
+    if len(verdicts) > 1:
+        raise ValueError(f"correct: answer {winner!r} is judged both right and wrong, expected one verdict")
+    return float(verdicts.pop())
+
+
+def wilson_interval(successes: int, total: int, *, confidence: float = 0.95) -> Interval:
+    """Confidence interval of a share of independent trials; sound near 0 and 1, where the normal one is not.
+
+        ( p + z^2/2n +- z sqrt( p(1-p)/n + z^2/4n^2 ) ) / (1 + z^2/n),   p = successes / n
+
+    Wilson 1927. Samples of one problem are not independent: for several per problem use `mean_interval`.
+
+    Raises:
+        ValueError: total < 1, successes outside [0, total], or confidence outside (0, 1).
+    """
+    if total < 1 or not 0 <= successes <= total:
+        raise ValueError(f"successes: found {successes} of total {total}, expected 0 <= successes <= total, total >= 1")
+    z = _z(confidence)
+    p = successes / total
+    scale = 1 + z * z / total
+    center = (p + z * z / (2 * total)) / scale
+    half = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total)) / scale
+    # At 0 and at n successes the bound is 0 and 1 exactly; rounding must not push it past.
+    low = 0.0 if successes == 0 else center - half
+    high = 1.0 if successes == total else center + half
+    return Interval(mean=p, low=low, high=high, confidence=confidence)
+
+
+def mean_interval(
+    scores: Sequence[Sequence[float]],
+    *,
+    confidence: float = 0.95,
+    method: Literal["normal", "bootstrap"] = "normal",
+    num_resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Mean score over problems with an interval clustered by problem, such as pass@1 from k samples each.
+
+        m_i = mean score of problem i;   mean(m) +- z sd(m) / sqrt(P)         sd with P - 1
+
+    The spread of problem means holds both sources of error, which problems were asked and which samples drawn.
+
+    Args:
+        scores: for each problem the scores of its samples; their number may differ.
+        confidence: coverage aimed at.
+        method: "normal" as above, or "bootstrap": percentiles of the mean over problems drawn with replacement.
+        num_resamples, seed: of the bootstrap.
+
+    Returns:
+        Interval; its bounds are NaN for a single problem, whose means have no spread to measure. They are not cut to
+        [0, 1], and have no width when all problem means agree: `wilson_interval` then says more.
+
+    Raises:
+        ValueError: no problems, a problem without samples, an unknown method, or confidence outside (0, 1).
+    """
+    if not len(scores) or any(len(s) == 0 for s in scores):
+        raise ValueError("scores: found no problem or a problem without samples, expected at least one score for each")
+    if method not in ("normal", "bootstrap"):
+        hint = did_you_mean(method, ("normal", "bootstrap"))
+        raise ValueError(f"method: found {method!r}, expected 'normal' or 'bootstrap'.{hint}")
+    means = np.array([np.mean(np.asarray(s, dtype=np.float64)) for s in scores])
+    mean, z = float(means.mean()), _z(confidence)
+    if len(means) == 1:
+        return Interval(mean=mean, low=math.nan, high=math.nan, confidence=confidence)
+    if method == "bootstrap":
+        low, high = _bootstrap_bounds(means, confidence=confidence, num_resamples=num_resamples, seed=seed)
+    else:
+        half = z * float(means.std(ddof=1)) / math.sqrt(len(means))
+        low, high = mean - half, mean + half
+    return Interval(mean=mean, low=low, high=high, confidence=confidence)
+
+
+def paired_bootstrap_interval(
+    scores: Sequence[float],
+    baseline: Sequence[float],
+    *,
+    confidence: float = 0.95,
+    num_resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Mean difference of two models on the same problems, with a percentile interval over resampled problems.
+
+    Pairing removes the spread of problem difficulty, which the two intervals side by side would both contain.
+
+    Args:
+        scores, baseline: one score per problem (average its samples first), in the same order.
+        confidence: coverage aimed at.
+        num_resamples, seed: of the bootstrap.
+
+    Returns:
+        Interval of mean(scores - baseline); bounds are NaN for a single problem.
+
+    Raises:
+        ValueError: lengths differ, no problems, or confidence outside (0, 1).
+    """
+    if len(scores) != len(baseline) or not len(scores):
+        raise ValueError(
+            f"baseline: found {len(baseline)} scores, expected {len(scores)}, one for each problem, above 0"
+        )
+    differences = np.asarray(scores, dtype=np.float64) - np.asarray(baseline, dtype=np.float64)
+    low, high = _bootstrap_bounds(differences, confidence=confidence, num_resamples=num_resamples, seed=seed)
+    return Interval(mean=float(differences.mean()), low=low, high=high, confidence=confidence)
+
+
+def zero_variance_share(rewards: ArrayLike) -> float:
+    """Share of groups that teach nothing: fewer than two scored rewards, or all of them equal.
+
+    Args:
+        rewards: (P, G), NaN = not scored.
+
+    Returns:
+        In [0, 1]; 0 without groups.
+    """
+    rewards = np.asarray(rewards, dtype=np.float64)
+    flat = [np.unique(group[~np.isnan(group)]).size < 2 for group in rewards]
+    return float(np.mean(flat)) if flat else 0.0
+
+
+def length_split(lengths: Sequence[int], correct: Sequence[bool]) -> LengthSplit:
+    """Mean completion length of the correct and of the wrong completions.
+
+    Args:
+        lengths: tokens of each completion.
+        correct: whether each is correct.
+
+    Raises:
+        ValueError: lengths of the two differ.
+    """
+    if len(lengths) != len(correct):
+        raise ValueError(f"correct: found {len(correct)} values, expected one for each of {len(lengths)} lengths")
+    right = [n for n, c in zip(lengths, correct, strict=True) if c]
+    wrong = [n for n, c in zip(lengths, correct, strict=True) if not c]
+    return LengthSplit(
+        correct=sum(right) / len(right) if right else None,
+        wrong=sum(wrong) / len(wrong) if wrong else None,
+        num_correct=len(right),
+        num_wrong=len(wrong),
+    )
+
+
+def _z(confidence: float) -> float:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence: found {confidence}, expected a number between 0 and 1, such as 0.95")
+    return NormalDist().inv_cdf((1 + confidence) / 2)
+
+
+def _bootstrap_bounds(values: np.ndarray, *, confidence: float, num_resamples: int, seed: int) -> tuple[float, float]:
+    _z(confidence)
+    if len(values) == 1:
+        return math.nan, math.nan
+    rng = np.random.default_rng(seed)
+    # One resample at a time: a (num_resamples, P) table would be large for thousands of problems.
+    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(num_resamples)]
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)

@@ -1,0 +1,171 @@
+"""Evaluation metrics: literals worked out by hand, and coverage of the intervals."""
+
+import itertools
+import json
+import math
+import random
+import re
+from pathlib import Path
+
+import pytest
+
+from r1.metrics import (
+    cons_at_k,
+    length_split,
+    majority_vote,
+    mean_interval,
+    paired_bootstrap_interval,
+    pass_at_k,
+    wilson_interval,
+    zero_variance_share,
+)
+
+GOLDEN = json.loads((Path(__file__).parent / "data" / "golden_grpo.json").read_text())["evaluation"]
+
+
+def test_pass_at_k_matches_the_reference():
+    for name, expected in GOLDEN["pass@k unbiased (Chen 2021)"].items():
+        n, c, k = map(int, re.fullmatch(r"n(\d+)_c(\d+)_k(\d+)", name).groups())
+        assert pass_at_k(c, n, k) == pytest.approx(expected, rel=1e-12)
+    for name, expected in GOLDEN["pass@1 = c/n"].items():
+        n, c = map(int, re.fullmatch(r"n(\d+)_c(\d+)", name).groups())
+        assert pass_at_k(c, n, 1) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(("num_correct", "k"), [(c, k) for c in range(7) for k in range(1, 7)])
+def test_pass_at_k_is_the_share_of_subsets_with_a_correct_sample(num_correct, k):
+    samples = [i < num_correct for i in range(6)]
+    subsets = list(itertools.combinations(samples, k))
+    assert pass_at_k(num_correct, 6, k) == pytest.approx(sum(any(s) for s in subsets) / len(subsets), rel=1e-12)
+
+
+def test_pass_at_k_refuses_more_than_was_sampled():
+    with pytest.raises(ValueError, match="k: found 5"):
+        pass_at_k(1, 4, 5)
+    with pytest.raises(ValueError, match="num_correct: found 5"):
+        pass_at_k(5, 4, 1)
+
+
+def test_majority_vote_breaks_ties_by_the_first_sampled():
+    assert majority_vote(["7", "3", "3"]) == "3"
+    assert majority_vote(["7", "3", "3", "7"]) == "7"
+    assert majority_vote(["3", "7", "7", "3"]) == "3"
+    # Nobody's silence wins, however common.
+    assert majority_vote([None, None, "5"]) == "5"
+    assert majority_vote([None, None]) is None
+
+
+def test_cons_at_k_scores_the_vote_of_the_first_k():
+    answers, correct = ["1", "2", "2", "1", "1"], [True, False, False, True, True]
+    # k = 1: 1; k = 2: tie, first sampled wins: 1; k = 3: 2; k = 4: tie: 1; all: 1.
+    assert [cons_at_k(answers, correct, k=k) for k in (1, 2, 3, 4, None)] == [1, 1, 0, 1, 1]
+    assert cons_at_k([None, None], [False, False]) == 0
+    with pytest.raises(ValueError, match="both right and wrong"):
+        cons_at_k(["1", "1"], [True, False])
+    with pytest.raises(ValueError, match="k: found 3"):
+        cons_at_k(["1", "1"], [True, True], k=3)
+    with pytest.raises(ValueError, match="correct: found 1"):
+        cons_at_k(["1", "1"], [True])
+
+
+def test_wilson_interval_by_hand():
+    # z = 1.959964, z^2 = 3.841459. n = 10, p = 0.5: half = z sqrt(0.025 + 0.0096036) / 1.3841459 = 0.263411.
+    interval = wilson_interval(5, 10)
+    assert (interval.mean, interval.low, interval.high) == pytest.approx((0.5, 0.2365931, 0.7634069), abs=1e-6)
+    # 0 of 10: high = z^2/n / (1 + z^2/n) = 0.3841459 / 1.3841459.
+    interval = wilson_interval(0, 10)
+    assert interval.low == 0
+    assert interval.high == pytest.approx(0.2775328, abs=1e-6)
+    mirrored = wilson_interval(10, 10)
+    assert mirrored.high == 1
+    assert mirrored.low == pytest.approx(1 - interval.high, rel=1e-12)
+
+
+def test_wilson_interval_satisfies_its_equation():
+    # Its bounds are the p that lie exactly z standard errors from the share: |s/n - p| = z sqrt(p (1 - p) / n).
+    for successes, total in ((1, 7), (51, 64), (799, 1000)):
+        interval = wilson_interval(successes, total, confidence=0.9)
+        for p in (interval.low, interval.high):
+            distance = abs(successes / total - p)
+            assert distance == pytest.approx(1.6448536269514722 * math.sqrt(p * (1 - p) / total), rel=1e-9)
+
+
+def test_mean_interval_clusters_by_problem():
+    # Problem means 1, 0.5, 0: mean 0.5, sd 0.5, half width 1.959964 * 0.5 / sqrt(3) = 0.565793.
+    interval = mean_interval([[1, 1], [1, 0, 1, 0], [0]])
+    assert (interval.mean, interval.low, interval.high) == pytest.approx((0.5, -0.065793, 1.065793), abs=1e-6)
+    # Sampling a problem more often tells nothing about other problems.
+    assert mean_interval([[1] * 50, [1, 0] * 50, [0] * 50]) == interval
+
+
+def test_mean_interval_of_one_problem_has_no_bounds():
+    for method in ("normal", "bootstrap"):
+        interval = mean_interval([[1, 0, 1, 1]], method=method)
+        assert interval.mean == 0.75
+        assert math.isnan(interval.low)
+        assert math.isnan(interval.high)
+
+
+def test_bootstrap_and_normal_intervals_agree_on_many_problems():
+    rng = random.Random(0)
+    scores = [[float(rng.random() < p) for _ in range(4)] for p in [rng.random() for _ in range(200)]]
+    normal = mean_interval(scores)
+    bootstrap = mean_interval(scores, method="bootstrap", num_resamples=4000)
+    assert bootstrap.mean == normal.mean
+    width = normal.high - normal.low
+    assert abs(bootstrap.low - normal.low) < 0.1 * width
+    assert abs(bootstrap.high - normal.high) < 0.1 * width
+    assert mean_interval(scores, method="bootstrap", num_resamples=4000) == bootstrap
+
+
+def test_mean_interval_covers_the_truth_about_as_often_as_it_says():
+    rng = random.Random(1)
+    hits = 0
+    for _ in range(1000):
+        # Success rates uniform on [0, 1]: the true mean is 0.5.
+        scores = [[float(rng.random() < p) for _ in range(4)] for p in [rng.random() for _ in range(60)]]
+        interval = mean_interval(scores, confidence=0.9)
+        hits += interval.low <= 0.5 <= interval.high
+    # 0.9 of 1000 is 900 with standard deviation 9.5; four of them either side.
+    assert 862 <= hits <= 938
+
+
+def test_pairing_removes_the_spread_of_difficulty():
+    rng = random.Random(0)
+    difficulty = [rng.random() for _ in range(100)]
+    better = [d + 0.05 + rng.gauss(0, 0.02) for d in difficulty]
+    interval = paired_bootstrap_interval(better, difficulty, num_resamples=2000)
+    # The mean of 100 normal differences: 0.05 with standard error 0.002.
+    assert 0.04 < interval.low < interval.mean < interval.high < 0.06
+    assert mean_interval([[b] for b in better]).low < mean_interval([[d] for d in difficulty]).high
+    assert paired_bootstrap_interval(difficulty, difficulty, num_resamples=100).high == 0
+    with pytest.raises(ValueError, match="baseline"):
+        paired_bootstrap_interval([1.0], [1.0, 2.0])
+
+
+def test_bad_interval_arguments_are_refused_by_name():
+    with pytest.raises(ValueError, match="confidence: found 95"):
+        wilson_interval(1, 2, confidence=95)
+    with pytest.raises(ValueError, match="successes"):
+        wilson_interval(3, 2)
+    with pytest.raises(ValueError, match="scores"):
+        mean_interval([[1.0], []])
+    with pytest.raises(ValueError, match="Did you mean 'normal'"):
+        mean_interval([[1.0], [0.0]], method="norml")
+
+
+def test_zero_variance_share_counts_groups_that_teach_nothing():
+    nan = math.nan
+    # Equal; different; one scored; none scored; equal among the scored; different among the scored.
+    rewards = [[1, 1, 1], [1, 0, 1], [nan, 1, nan], [nan, nan, nan], [0, nan, 0], [0, nan, 1]]
+    assert zero_variance_share(rewards) == pytest.approx(4 / 6)
+    assert zero_variance_share([]) == 0
+
+
+def test_length_split():
+    split = length_split([10, 20, 40, 90], [True, False, True, False])
+    assert (split.correct, split.wrong, split.num_correct, split.num_wrong) == (25, 55, 2, 2)
+    only_wrong = length_split([10, 20], [False, False])
+    assert (only_wrong.correct, only_wrong.wrong) == (None, 15)
+    with pytest.raises(ValueError, match="correct: found 1"):
+        length_split([1, 2], [True])
