@@ -1,0 +1,1 @@
+"""Batches for training: demonstrations to imitate, as token ids."""

@@ -1,0 +1,294 @@
+"""Demonstrations to imitate: written by a task or read from a file, and the loader that deals them out in batches."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import Dataset
+
+from r1.data.collate import TraceBatch, TraceExample, collate_traces
+from r1.distributed import rank_and_world
+from r1.prompts import Template, chat_trace_text
+from r1.tasks.base import Task
+from r1.tasks.jsonl import BrokenLines, read_jsonl
+from r1.types import Problem, Trace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class TraceDataset(Dataset[TraceExample], ABC):
+    """Tokenised demonstrations by number. The completion is tokenised by itself and follows the prompt's ids.
+
+    Args:
+        tokenizer: of the model that learns; the id of its end-of-sequence token closes every completion.
+        template: how the question becomes a prompt. What it pre-fills of the assistant's turn is taken off the
+            completion, which must begin with it.
+        max_length: most tokens of prompt and completion; longer completions are cut, with one warning. None: no limit.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, template: Template | None = None, max_length: int | None = None
+    ) -> None:
+        if tokenizer.eos_token_id is None:
+            raise ValueError("the tokenizer has no eos_token: a completion could not end")
+        self.tokenizer = tokenizer
+        self.template = template
+        self.max_length = max_length
+        self._has_warned = False
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def trace(self, index: int) -> Trace:
+        """Return demonstration number `index`, its prompt not yet rendered if there is a template."""
+
+    @property
+    def pad_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return self.tokenizer.eos_token_id if pad is None else pad
+
+    def __getitem__(self, index: int) -> TraceExample:
+        trace = self.trace(index)
+        if self.template is None:
+            prompt_ids = self.tokenizer.encode(trace.prompt, add_special_tokens=False)
+        else:
+            problem = trace.problem or Problem(prompt=trace.prompt, answer="")
+            prompt = self.template.render(problem, self.tokenizer)
+            completion = strip_prefill(trace.completion, prompt.prefill)
+            trace, prompt_ids = replace(trace, prompt=prompt.text, completion=completion), prompt.token_ids
+        completion = trace.completion.removesuffix(self.tokenizer.eos_token)
+        completion_ids = [*self.tokenizer.encode(completion, add_special_tokens=False), self.tokenizer.eos_token_id]
+        return TraceExample(
+            prompt_ids=tuple(prompt_ids), completion_ids=self._cut(completion_ids, len(prompt_ids)), trace=trace
+        )
+
+    def _cut(self, completion_ids: list[int], num_prompt: int) -> tuple[int, ...]:
+        if self.max_length is None or num_prompt + len(completion_ids) <= self.max_length:
+            return tuple(completion_ids)
+        if num_prompt >= self.max_length:
+            raise ValueError(f"max_length={self.max_length} leaves no room after a prompt of {num_prompt} tokens")
+        if not self._has_warned:
+            warnings.warn(f"completions are cut to max_length={self.max_length} tokens with their prompt", stacklevel=2)
+            self._has_warned = True
+        return tuple(completion_ids[: self.max_length - num_prompt])
+
+
+class TaskTraces(TraceDataset):
+    """Demonstrations that a task writes itself: example i depends on (seed, i) alone.
+
+    Args:
+        tokenizer, template, max_length: see TraceDataset.
+        task: who writes them.
+        style: one of the task's demonstration styles.
+        split: of the problems.
+        num_examples: how many there are; problem i is number i of the split's stream.
+        seed: of problems and demonstrations.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        template: Template,
+        task: Task,
+        style: str,
+        split: str = "pretrain",
+        num_examples: int = 1 << 20,
+        seed: int = 0,
+        max_length: int | None = None,
+    ) -> None:
+        super().__init__(tokenizer, template=template, max_length=max_length)
+        task.check_style(style)
+        task.problems(split, seed)
+        self.task, self.style, self.split = task, style, split
+        self.num_examples, self.seed = num_examples, seed
+
+    def __len__(self) -> int:
+        return self.num_examples
+
+    def trace(self, index: int) -> Trace:
+        if not 0 <= index < self.num_examples:
+            raise IndexError(f"example {index} of {self.num_examples}")
+        problem, turn = self.task.demonstrate(self.split, index, style=self.style, seed=self.seed)
+        return Trace(prompt=problem.prompt, completion=turn, problem=problem, source=f"{self.task.name}/{self.style}")
+
+
+class FileTraces(TraceDataset):
+    """Demonstrations from a JSONL file.
+
+    A line is {"prompt", "completion"} or {"messages"}, the last message being the assistant's; "problem" (an object
+    with prompt and answer), "source" and "rewards" may come with it. Without a template a prompt is taken as it
+    stands and messages go through the tokenizer's chat template. With one, the question (the problem's prompt, else
+    "prompt", else the only user message) is rendered anew.
+
+    Raises:
+        ValueError: no such file, no line in it, or a broken line (`file:line: expected ..., found ...`).
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        path: str,
+        template: Template | None = None,
+        max_length: int | None = None,
+        broken_lines: BrokenLines = "raise",
+    ) -> None:
+        super().__init__(tokenizer, template=template, max_length=max_length)
+        chat = tokenizer if template is None else None
+        self.traces = read_jsonl(
+            path, lambda row, where: trace_of(row, where=where, chat_tokenizer=chat), broken_lines=broken_lines
+        )
+        if not self.traces:
+            raise ValueError(f"{path}: expected one trace a line, found none")
+
+    def __len__(self) -> int:
+        return len(self.traces)
+
+    def trace(self, index: int) -> Trace:
+        return self.traces[index]
+
+
+def trace_of(
+    row: Mapping[str, Any], *, where: str = "trace", chat_tokenizer: PreTrainedTokenizerBase | None = None
+) -> Trace:
+    """Return the trace that one JSON object holds; see FileTraces for its shapes.
+
+    Args:
+        row: the object.
+        where: names the row in errors.
+        chat_tokenizer: whose chat template turns messages into a prompt; without it the prompt of messages is the
+            question alone.
+
+    Raises:
+        ValueError: a missing or malformed part.
+    """
+    if "messages" in row:
+        prompt, completion = _from_messages(row["messages"], where, chat_tokenizer)
+    else:
+        for key in ("prompt", "completion"):
+            if not isinstance(row.get(key), str) or not row[key].strip():
+                found = (
+                    f"{type(row[key]).__name__} {str(row[key])[:40]!r}" if key in row else ", ".join(row) or "nothing"
+                )
+                raise ValueError(f"{where}: expected text in {key!r} (or 'messages'), found {found}")
+        prompt, completion = row["prompt"], row["completion"]
+    problem = row.get("problem")
+    if problem is not None:
+        if not isinstance(problem, dict) or not isinstance(problem.get("prompt"), str):
+            raise ValueError(f"{where}: expected an object with 'prompt' in 'problem', found {str(problem)[:40]!r}")
+        known = {key: problem[key] for key in ("index", "task", "metadata") if key in problem}
+        problem = Problem(prompt=problem["prompt"], answer=str(problem.get("answer", "")), **known)
+    source, rewards = str(row.get("source", "")), row.get("rewards") or {}
+    return Trace(prompt=prompt, completion=completion, problem=problem, source=source, rewards=rewards)
+
+
+def _from_messages(messages: Any, where: str, chat_tokenizer: PreTrainedTokenizerBase | None) -> tuple[str, str]:
+    well_formed = isinstance(messages, list) and all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
+    )
+    roles = [m["role"] for m in messages] if well_formed else []
+    if roles[-1:] != ["assistant"] or len(roles) < 2:
+        found = roles or str(messages)[:60]
+        raise ValueError(f"{where}: expected messages with role and content, the last by the assistant, found {found}")
+    if chat_tokenizer is not None:
+        return chat_trace_text(chat_tokenizer, messages)
+    if roles.count("user") != 1:
+        raise ValueError(f"{where}: a template renders one user message, found {roles}; leave the template out")
+    reasoning = messages[-1].get("reasoning_content")
+    opening = f"<think>\n{reasoning.strip()}\n</think>\n\n" if reasoning else ""
+    return next(m["content"] for m in messages if m["role"] == "user"), opening + messages[-1]["content"]
+
+
+def strip_prefill(turn: str, prefill: str) -> str:
+    """Return what is left to write of a turn whose beginning the prompt has written already.
+
+    Raises:
+        ValueError: the turn begins otherwise.
+    """
+    if turn.startswith(prefill):
+        return turn[len(prefill) :]
+    if turn.startswith(prefill.strip()):  # the template's newline after the tag is not always the turn's
+        return turn[len(prefill.strip()) :]
+    raise ValueError(f"the template pre-fills {prefill!r}, but the demonstration begins {turn[:40]!r}")
+
+
+class TraceLoader:
+    """Deals a data set out in shuffled batches; the batch at a position is a pure function of (seed, position).
+
+    Batches are counted over all epochs. The remainder of an epoch that fills no batch on every rank is left out; the
+    next epoch's shuffle leaves out others. Its state is the position, so a run that is killed continues exactly.
+
+    Raises:
+        ValueError: fewer examples than one batch on every rank.
+    """
+
+    def __init__(self, dataset: TraceDataset, *, batch_size: int, seed: int = 0) -> None:
+        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
+        self.rank, self.world = rank_and_world()
+        if batch_size < 1 or len(dataset) < batch_size * self.world:
+            raise ValueError(
+                f"batch_size={batch_size} on {self.world} ranks needs 1 to {len(dataset) // self.world} "
+                f"with a data set of {len(dataset)} traces"
+            )
+        self.position = 0
+        self._is_resuming = False
+        self._order: tuple[int, torch.Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.dataset) // (self.batch_size * self.world)
+
+    def __iter__(self) -> Iterator[TraceBatch]:
+        left = len(self)
+        if self._is_resuming:  # a run that stopped inside an epoch first finishes it
+            left -= self.position % len(self)
+            self._is_resuming = False
+        for _ in range(left):
+            self.position += 1
+            yield self.batch_at(self.position - 1)
+
+    def batch_at(self, position: int) -> TraceBatch:
+        """Return this rank's batch number `position`."""
+        epoch, number = divmod(position, len(self))
+        begin = (number * self.world + self.rank) * self.batch_size
+        indices = self._shuffled(epoch)[begin : begin + self.batch_size].tolist()
+        return collate_traces([self.dataset[i] for i in indices], self.dataset.pad_id)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"seed": self.seed, "position": self.position}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self.seed, self.position = state["seed"], state["position"]
+        self._order = None
+        self._is_resuming = True
+
+    def _shuffled(self, epoch: int) -> torch.Tensor:
+        if self._order is None or self._order[0] != epoch:
+            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % (1 << 63))
+            self._order = (epoch, torch.randperm(len(self.dataset), generator=generator))
+        return self._order[1]
+
+
+class TraceDataModule(LightningDataModule):
+    """Training batches of demonstrations.
+
+    Args:
+        dataset: the demonstrations.
+        batch_size: traces per micro-batch and rank.
+        seed: of the order.
+    """
+
+    def __init__(self, dataset: TraceDataset, *, batch_size: int, seed: int = 0) -> None:
+        super().__init__()
+        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
+
+    def train_dataloader(self) -> TraceLoader:
+        return TraceLoader(self.dataset, batch_size=self.batch_size, seed=self.seed)

@@ -1,0 +1,233 @@
+"""Lettered chains of arithmetic modulo 10: a task that a model of 100,000 parameters learns on a CPU.
+
+    prompt   6A-2B+4C-3D*3:
+    careful  <think>6A-2=4B+4=8C-3=5D*3=5</think><answer>5</answer>
+
+Operations run from left to right: + and - by 1..4, * by 3. A letter stands before each operation, so that finding the
+next operation is a copy and the tables modulo 10 are what has to be learned.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import string
+from collections.abc import Mapping
+from dataclasses import replace
+
+from r1.tasks.base import TASKS, GeneratedTask
+from r1.types import Problem
+
+Operation = tuple[str, int]
+
+OPERATIONS: tuple[Operation, ...] = (*(("+", n) for n in range(1, 5)), *(("-", n) for n in range(1, 5)), ("*", 3))
+# Shares of the mixture that stands in for a pre-trained model's uneven habits.
+NOISY_STYLES: Mapping[str, float] = {
+    "direct": 0.35,
+    "broken": 0.08,
+    "terse": 0.33,
+    "mostly_careful": 0.10,
+    "wait_redo": 0.14,
+}
+SHORT_SHARE = 0.5  # of the mixture: one or two operations
+SHORT_CAREFUL_SHARE = 0.8  # of the short ones: careful; the rest answer directly
+FUSED_RANDOM_SHARE = 0.25  # of fused results: a random digit
+WAIT = "\nwait\n"
+
+_PROMPT = re.compile(r"(\d)((?:[A-Z][+\-*]\d)+):")
+_OPERATION = re.compile(r"([A-Z])([+\-*])(\d)")
+_STEP = re.compile(r"((?:[A-Z][+\-*]\d)+)=(\d)")
+
+
+def apply_operation(value: int, operation: Operation) -> int:
+    """Return the value after one operation, modulo 10."""
+    sign, operand = operation
+    result = value + operand if sign == "+" else value - operand if sign == "-" else value * operand
+    return result % 10
+
+
+def parse_chain(prompt: str) -> tuple[int, list[Operation]]:
+    """Return the starting digit and the operations of a prompt.
+
+    Raises:
+        ValueError: the prompt is not a chain.
+    """
+    match = _PROMPT.fullmatch(prompt)
+    if match is None:
+        raise ValueError(f"not a chain: {prompt!r}; expected the form '6A-2B+4:'")
+    return int(match[1]), [(sign, int(operand)) for _, sign, operand in _OPERATION.findall(match[2])]
+
+
+def format_operations(operations: list[Operation]) -> str:
+    """Return the lettered operations, three characters each."""
+    return "".join(f"{string.ascii_uppercase[i]}{sign}{n}" for i, (sign, n) in enumerate(operations))
+
+
+def format_chain(start: int, operations: list[Operation]) -> str:
+    """Return the prompt of a chain, the inverse of `parse_chain`."""
+    return f"{start}{format_operations(operations)}:"
+
+
+def generate_chain(rng: random.Random, min_ops: int, max_ops: int) -> Problem:
+    """Draw a chain whose number of operations is uniform between the two bounds."""
+    start = rng.randrange(10)
+    operations = [rng.choice(OPERATIONS) for _ in range(rng.randint(min_ops, max_ops))]
+    value = start
+    for operation in operations:
+        value = apply_operation(value, operation)
+    metadata = {"num_operations": len(operations)}
+    return Problem(prompt=format_chain(start, operations), answer=str(value), task="chain", metadata=metadata)
+
+
+def write_chain(start: int, operations: list[Operation], ends: list[int], rng: random.Random | None = None) -> str:
+    """Return the chain of thought that writes a result after the operations numbered in `ends` only.
+
+    A result that fuses several operations is a random digit a quarter of the time, when `rng` is given; what follows
+    goes on from the digit written.
+    """
+    lettered = format_operations(operations)
+    text, value, begin = str(start), start, 0
+    for end in ends:
+        for operation in operations[begin:end]:
+            value = apply_operation(value, operation)
+        if rng is not None and end - begin > 1 and rng.random() < FUSED_RANDOM_SHARE:
+            value = rng.randrange(10)
+        text, begin = f"{text}{lettered[3 * begin : 3 * end]}={value}", end
+    return text
+
+
+def split_steps(think: str) -> list[str]:
+    """Cut a chain of thought after each result; joined together the steps give it back.
+
+    The last one holds whatever text is left over, if any.
+    """
+    ends = [match.end() for match in _STEP.finditer(think)]
+    steps = [think[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+    rest = think[ends[-1] if ends else 0 :]
+    return [*steps, rest] if rest.strip() else steps
+
+
+def check_steps(prompt: str, think: str) -> list[bool]:
+    """Judge each step of `split_steps(think)`: is it the problem's next operations, with the right result?
+
+    A step is judged from the digit written before it, so a mistake counts once and right work after it is right.
+    A step begins anew when it opens with the starting digit after some other text, such as `wait`. Text that is no step
+    is wrong. A chain that stops early has no wrong step: only its answer is wrong.
+    """
+    start, operations = parse_chain(prompt)
+    value: int | None = None
+    done = 0
+    verdicts = []
+    for step in split_steps(think):
+        match = _STEP.search(step)
+        if match is None:
+            verdicts.append(False)
+            continue
+        opening = step[: match.start()]
+        begins = re.fullmatch(rf"(.*\D)?{start}" if value is None else rf".*\D{start}", opening, re.DOTALL)
+        if begins:
+            value, done = start, 0
+        written = _OPERATION.findall(match[1])
+        in_order = "".join(map("".join, written)) == format_operations(operations)[3 * done : 3 * (done + len(written))]
+        expected = value
+        for _, sign, operand in written:
+            expected = None if expected is None else apply_operation(expected, (sign, int(operand)))
+        verdicts.append(bool(begins or not opening) and in_order and expected == int(match[2]))
+        value, done = int(match[2]), done + len(written)
+    return verdicts
+
+
+def first_wrong_step(prompt: str, think: str) -> int | None:
+    """Return the index of the first wrong step in `split_steps(think)`, or None when every step is right."""
+    verdicts = check_steps(prompt, think)
+    return verdicts.index(False) if False in verdicts else None
+
+
+@TASKS.register("chain")
+class ChainTask(GeneratedTask):
+    """Chains of `min_ops` to `max_ops` operations.
+
+    Raises:
+        ValueError: not 1 <= min_ops <= max_ops <= 26.
+    """
+
+    name = "chain"
+    styles = ("clean", *NOISY_STYLES, "noisy_mixture")
+
+    def __init__(self, *, min_ops: int = 3, max_ops: int = 5, shares: Mapping[str, float] | None = None) -> None:
+        super().__init__(shares=shares)
+        if not 1 <= min_ops <= max_ops <= len(string.ascii_uppercase):
+            raise ValueError(f"expected 1 <= min_ops <= max_ops <= 26, found min_ops={min_ops}, max_ops={max_ops}")
+        self.min_ops = min_ops
+        self.max_ops = max_ops
+
+    def generate(self, rng: random.Random) -> Problem:
+        return generate_chain(rng, self.min_ops, self.max_ops)
+
+    def verify(self, problem: Problem, answer_text: str) -> float:
+        return float(answer_text.strip() == problem.answer)
+
+    def check_steps(self, problem: Problem, think: str) -> list[bool]:
+        """Judge each step of a chain of thought; see `r1.tasks.chain.check_steps`."""
+        return check_steps(problem.prompt, think)
+
+    def demonstration(self, problem: Problem, rng: random.Random, style: str) -> str:
+        """Return an assistant's turn.
+
+        clean: one operation a step. direct: the right answer alone. terse: several operations a step, a quarter of
+        the fused results random. mostly_careful: one boundary in five is fused. wait_redo: terse, `wait`, careful.
+        broken: terse, with a tag missing. noisy_mixture: one of them, by the shares NOISY_STYLES.
+        """
+        self.check_style(style)
+        if style == "noisy_mixture":
+            style = rng.choices(list(NOISY_STYLES), weights=list(NOISY_STYLES.values()))[0]
+        start, operations = parse_chain(problem.prompt)
+        careful = write_chain(start, operations, list(range(1, len(operations) + 1)))
+        if style == "clean":
+            return _turn(careful)
+        if style == "direct":
+            return f"<answer>{problem.answer}</answer>"
+        if style == "mostly_careful":
+            return _turn(write_chain(start, operations, _fuse(len(operations), rng, 0.2), rng))
+        terse = write_chain(start, operations, _fuse(len(operations), rng, 0.5, at_least_one=True), rng)
+        if style == "wait_redo":
+            return _turn(f"{terse}{WAIT}{careful}")
+        return _turn(terse) if style == "terse" else _break(_turn(terse), rng)
+
+    def demonstrate(self, split: str, index: int, *, style: str, seed: int = 0) -> tuple[Problem, str]:
+        if style != "noisy_mixture":
+            return super().demonstrate(split, index, style=style, seed=seed)
+        return self.pretraining_example(random.Random(f"{style}/{seed}/{split}/{index}"), split=split, index=index)
+
+    def pretraining_example(
+        self, rng: random.Random, *, split: str = "pretrain", index: int = 0
+    ) -> tuple[Problem, str]:
+        """Draw a problem and a turn of the mixture a base model is trained on.
+
+        Half are short (one or two operations), of which 80 % are careful and the rest direct; half are the task's own
+        length, in the styles and shares of NOISY_STYLES.
+        """
+        if rng.random() >= SHORT_SHARE:
+            problem = self.draw(split, rng)
+            return replace(problem, index=index), self.demonstration(problem, rng, "noisy_mixture")
+        problem = self.draw(split, rng, lambda rng: generate_chain(rng, 1, 2))
+        style = "clean" if rng.random() < SHORT_CAREFUL_SHARE else "direct"
+        return replace(problem, index=index), self.demonstration(problem, rng, style)
+
+
+def _turn(think: str) -> str:
+    return f"<think>{think}</think><answer>{think[-1]}</answer>"
+
+
+def _break(turn: str, rng: random.Random) -> str:
+    tag = rng.choice(("<think>", "</think>", "<answer>", "</answer>"))
+    return turn.replace(tag, "")
+
+
+def _fuse(num_operations: int, rng: random.Random, probability: float, *, at_least_one: bool = False) -> list[int]:
+    """Draw after which operations a result is written, each but the last being left out with `probability`."""
+    inner = list(range(1, num_operations))
+    kept = [end for end in inner if rng.random() >= probability]
+    if at_least_one and inner and kept == inner:
+        kept.remove(rng.choice(inner))
+    return [*kept, num_operations]
