@@ -1,0 +1,212 @@
+"""The policy: a causal language model with its tokenizer, seen as log-probabilities of completion tokens.
+
+Legend: B rows, S tokens of prompt + completion, T completion tokens, N of them in all rows, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from r1.models.head import LogitTransform, head_logps
+from r1.models.lora import is_peft_model, merged_state_dict
+from r1.models.tokenizer import ensure_pad_token, save_tokenizer
+from r1.tensors import completion_positions, gather_completion_hidden, scatter_to_rows
+
+
+class Policy(nn.Module):
+    """A causal language model of transformers and its tokenizer.
+
+    Attributes:
+        model: the language model, possibly wrapped by peft.
+        tokenizer: its tokenizer; a missing padding token is replaced by end-of-sequence.
+        eos_token_ids: tokens that end a completion, the tokenizer's own first.
+        pad_token_id: fills rows on the right; never seen by a completion token.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, gradient_checkpointing: bool = False
+    ) -> None:
+        """Wrap a model.
+
+        Args:
+            model: a causal language model, plain or with LoRA.
+            tokenizer: its tokenizer.
+            gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
+
+        Raises:
+            ValueError: no end-of-sequence token, or a tokenizer with more tokens than the model embeds.
+        """
+        super().__init__()
+        self.model = model
+        self.tokenizer = ensure_pad_token(tokenizer)
+        self.pad_token_id: int = tokenizer.pad_token_id
+        self.eos_token_ids = _eos_token_ids(self.language_model, tokenizer)
+        self._transform = LogitTransform.from_config(self.language_model.config)
+        num_embedded = self.language_model.config.get_text_config(decoder=True).vocab_size
+        if len(tokenizer) > num_embedded:
+            raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model embeds {num_embedded}")
+        if gradient_checkpointing:
+            _enable_checkpointing(self.language_model)
+
+    @property
+    def language_model(self) -> PreTrainedModel:
+        """The transformers model itself, without a peft wrapper around it (its layers keep their adapters)."""
+        return self.model.get_base_model() if is_peft_model(self.model) else self.model
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of distinct parameters, shared ones counted once."""
+        return sum(p.numel() for p in self.parameters())
+
+    @property
+    def num_trainable_parameters(self) -> int:
+        """Number of distinct parameters that training changes."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        prompt_lengths: Tensor,
+        mask: Tensor,
+        *,
+        temperature: float = 1.0,
+        with_entropy: bool = False,
+        chunk_size: int | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the log-probability of every completion token: log pi(o_t | q, o_<t).
+
+        Args:
+            input_ids: (B, S) int64, prompt then completion, padded on the right.
+            prompt_lengths: (B,) int64, at least 1.
+            mask: (B, T) bool, true on completion tokens.
+            temperature: divides the logits; must be the sampling temperature.
+            with_entropy: also return the entropy of each next-token distribution.
+            chunk_size: tokens whose logits are held at once; by default what fits the memory target of the device.
+
+        Returns:
+            logps (B, T) in nats, float32, 0 outside the mask; entropy (B, T) likewise, without gradient, or None.
+
+        Raises:
+            ValueError: temperature not above 0, or a mask that does not fit the rows.
+        """
+        hidden = self.completion_hidden(input_ids, prompt_lengths, mask)
+        targets = input_ids[completion_positions(prompt_lengths, mask)]
+        logps, entropy = head_logps(
+            self.language_model.get_output_embeddings(),
+            hidden,
+            targets,
+            transform=self._transform,
+            temperature=temperature,
+            chunk_size=chunk_size,
+            with_entropy=with_entropy,
+        )
+        return scatter_to_rows(logps, mask), None if entropy is None else scatter_to_rows(entropy, mask)
+
+    def completion_hidden(self, input_ids: Tensor, prompt_lengths: Tensor, mask: Tensor) -> Tensor:
+        """Return the last hidden states that predict the completion tokens, (N, H); arguments as in `forward`."""
+        # No attention mask: under causal attention, padding on the right reaches no earlier token, and without a mask
+        # attention kernels take their fast causal path.
+        hidden = self.language_model.get_decoder()(input_ids=input_ids, use_cache=False)[0]
+        return gather_completion_hidden(hidden, prompt_lengths, mask)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits (N, V) of hidden states (N, H), float32, for losses that need whole distributions."""
+        logits = self.language_model.get_output_embeddings()(hidden)
+        return self._transform(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+
+    @torch.no_grad()
+    def check_logits(self) -> None:
+        """Compare our logits with the model's own on a few tokens.
+
+        An architecture may treat its logits in a way that no config key tells; training it would go wrong silently.
+
+        Raises:
+            ValueError: they differ.
+        """
+        device = self.language_model.device
+        input_ids = torch.arange(4, device=device).unsqueeze(0)
+        was_training = self.training
+        self.eval()
+        theirs = self.model(input_ids=input_ids, use_cache=False).logits[0].float()
+        ours = self.logits(self.language_model.get_decoder()(input_ids=input_ids, use_cache=False)[0][0])
+        self.train(was_training)
+        error = float((ours - theirs).norm() / theirs.norm())
+        if not error < (1e-3 if self.language_model.dtype == torch.float32 else 5e-2):
+            raise ValueError(
+                f"{type(self.language_model).__name__} does something between output embedding and logits that is not "
+                f"known here (relative difference {error:.2g}); teach it to r1.models.head.LogitTransform"
+            )
+
+    def save(self, directory: str | Path, *, state_dict: Mapping[str, Tensor] | None = None) -> Path:
+        """Write a transformers directory: safetensors, config, generation config, tokenizer.
+
+        All files are written beside the directory and moved into place, so a run that is killed never leaves half of
+        one. Adapters are merged into the weights.
+
+        Args:
+            directory: where; an existing directory is replaced.
+            state_dict: weights of `self.model` where they had to be gathered from shards.
+
+        Returns:
+            The directory.
+        """
+        directory = Path(directory)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        partial, old = (directory.with_name(f".{directory.name}.{os.getpid()}.{end}") for end in ("partial", "old"))
+        shutil.rmtree(partial, ignore_errors=True)
+        self.language_model.save_pretrained(partial, state_dict=self._plain_state_dict(state_dict))
+        save_tokenizer(self.tokenizer, partial)
+        if directory.exists():
+            directory.rename(old)
+        partial.rename(directory)
+        shutil.rmtree(old, ignore_errors=True)
+        return directory
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of the weights as `save` would write them: equal after saving and loading."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self._plain_state_dict(None).items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            flat = tensor.detach().cpu().contiguous().flatten()
+            digest.update(flat.view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def _plain_state_dict(self, state_dict: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        if is_peft_model(self.model):
+            state = merged_state_dict(self.model, state_dict)
+        else:
+            state = dict(self.model.state_dict() if state_dict is None else state_dict)
+        # Gathered copies of a shared weight no longer share memory; only one of them belongs into the file.
+        for key in self.language_model.all_tied_weights_keys:
+            state.pop(key, None)
+        return state
+
+
+def _enable_checkpointing(model: PreTrainedModel) -> None:
+    # The method was renamed within transformers 5. Reentrant checkpointing would lose the gradients of LoRA, whose
+    # inputs come from a frozen embedding.
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Return the tokenizer's end-of-sequence token and those of the generation config, each once."""
+    found = getattr(model.generation_config, "eos_token_id", None)
+    found = found if found is not None else model.config.eos_token_id
+    ids = [tokenizer.eos_token_id, *(found if isinstance(found, list | tuple) else [found])]
+    ids = [token for token in dict.fromkeys(ids) if token is not None]
+    if not ids:
+        raise ValueError(
+            f"{tokenizer.name_or_path!r} has no end-of-sequence token: set eos_token in its tokenizer_config.json"
+        )
+    return tuple(ids)
