@@ -1,0 +1,95 @@
+import subprocess
+import sys
+import time
+
+import pytest
+
+from r1.rewards import Grader, equivalent
+from r1.rewards.maths import warm_up
+
+
+class Equivalent:
+    """The function with its warm-up, as a worker wants it."""
+
+    def warm_up(self):
+        warm_up()
+
+    def __call__(self, gold, answer):
+        return equivalent(gold, answer)
+
+
+@pytest.fixture(scope="module")
+def grader():
+    pytest.importorskip("math_verify")
+    with Grader(num_workers=2, timeout=5.0) as grader:
+        yield grader
+
+
+CASES = [
+    ("18", "18.0", True),
+    ("1,000", "1000", True),
+    ("0.5", "\\frac{1}{2}", True),
+    ("12345678901234567890", "12345678901234567891", False),
+    ("1/3", "0.333333", False),
+    ("50\\%", "50", True),
+    ("\\sqrt{2}", "2^{1/2}", True),  # bare LaTeX
+    ("$\\sqrt{2}$", "\\(\\sqrt{2}\\)", True),
+    ("\\boxed{x^2+1}", "1 + x^2", True),
+    ("2", "2 or -2", False),
+    ("2", "\\pm 2", False),
+    ("2", "\\boxed{2} and \\boxed{3}", False),
+    ("2", "\\boxed{2} that is \\boxed{2}", True),
+    ("7", "$2$ then $7$", False),
+    ("7", "The answer is $7$.", True),
+    ("7", "The answer is 7", False),  # prose is no expression
+    ("101_2", "101_{2}", True),
+    ("101_2", "101", True),
+    ("101_2", "101_3", False),
+    ("10", "10_{2}", False),
+    ("x_1", "x_2", False),
+    ("[1,2]", "(1,2)", False),
+    ("(1,2)", "1<x<2", False),
+    ("x>1", "x \\ge 1", False),
+    ("\\text{east}", "East", True),
+    ("\\text{(A)}", "A", True),
+    ("dear", "read", False),  # as products of letters they would be equal
+    ("4", "", False),
+    ("4", "import os; os.system('false')", False),
+    ("4", "4 " * 2000, False),
+    ("", "4", None),
+    ("\\frac{", "4", None),
+]
+
+
+def test_verdicts(grader):
+    outcomes = grader.map(Equivalent(), [(gold, answer) for gold, answer, _ in CASES])
+    wrong = [(case, o) for case, o in zip(CASES, outcomes, strict=True) if o.failure or o.value is not case[2]]
+    assert not wrong
+
+
+def test_a_power_tower_is_killed_at_its_deadline_and_its_neighbours_are_judged(grader):
+    function = Equivalent()
+    grader.map(function, [("x", "y")] * 2)
+    begin = time.monotonic()
+    first, tower, last = grader.map(function, [("4", "4"), ("4", "9^{9^{9^{9}}}+x"), ("4", "5")], timeout=0.7)
+    assert time.monotonic() - begin < 5.0
+    assert (first.value, last.value) == (True, False)
+    assert tower.failure == "timeout"
+
+
+def test_a_missing_math_verify_names_the_extra():
+    code = (
+        "import sys; sys.modules['math_verify'] = None\n"
+        "from r1.rewards.maths import equivalent, warm_up\n"
+        "warm_up()\n"
+        "assert equivalent('18', '18.0') is True\n"  # numbers need no algebra
+        "try:\n    equivalent('x+1', '1+x')\nexcept ImportError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pip install 'r1[math]'" in done.stdout
+
+
+def test_workers_start_without_torch_and_algebra():
+    code = "import r1.rewards, r1.prompts, r1.chains, sys; print([m for m in ('torch', 'sympy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
