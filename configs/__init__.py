@@ -1,1 +1,1 @@
-
+"""Hydra configs; installed as `r1.configs`."""

@@ -1,12 +1,12 @@
 """Registries: how configs name models, tasks and rewards, ours or a user's own.
 
-    REWARDS = Registry("reward")
+REWARDS = Registry("reward")
 
-    @REWARDS.register("accuracy")
-    class Accuracy: ...
+@REWARDS.register("accuracy")
+class Accuracy: ...
 
-    REWARDS.build("accuracy", weight=1.0)          # by name
-    REWARDS.build("my_package.rewards.brevity")    # by dotted path, nothing to register
+REWARDS.build("accuracy", weight=1.0)          # by name
+REWARDS.build("my_package.rewards.brevity")    # by dotted path, nothing to register
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ class Registry:
         except ModuleNotFoundError as error:
             hint = did_you_mean(path, self._factories)
             raise RegistryError(
-                f"{self.kind} {path!r}: cannot import {module_name!r} ({error}).{hint} The folder with your module must "
-                "be on PYTHONPATH (`python -m r1.train` also looks in the current folder)"
+                f"{self.kind} {path!r}: cannot import {module_name!r} ({error}).{hint} The folder with your module "
+                "must be on PYTHONPATH (`python -m r1.train` also looks in the current folder)"
             ) from error
         if not hasattr(module, attribute):
             known = [n for n in vars(module) if not n.startswith("_")]

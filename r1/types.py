@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # reward workers read these types and start in a tenth of the time without torch
+    import torch
+    from torch import Tensor
 
 FinishReason = Literal["stop", "length"]
 
@@ -134,9 +135,6 @@ class RolloutGroup:
     prompt: Prompt
     rollouts: tuple[Rollout, ...]
 
-    def with_completions(self, completions: list[Completion]) -> RolloutGroup:
-        return replace(self, rollouts=tuple(Rollout(completion=c) for c in completions))
-
 
 @dataclass(slots=True, kw_only=True)
 class Experience:
@@ -169,7 +167,7 @@ class Experience:
     def to(self, device: torch.device | str, **kwargs: Any) -> Experience:
         """Copy to a device (the hook by which Lightning moves batches)."""
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {k: v.to(device, **kwargs) if isinstance(v, Tensor) else v for k, v in moved.items()}
+        moved = {k: v.to(device, **kwargs) if hasattr(v, "to") else v for k, v in moved.items()}
         return Experience(**moved)
 
 

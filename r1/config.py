@@ -1,0 +1,74 @@
+"""Between Hydra and the rest: composing, resolving, and saying what is wrong with an override."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import hydra
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+import r1.schema  # noqa: F401  (registers the schema of the top level)
+from r1.registry import did_you_mean
+
+
+def compose_config(overrides: Iterable[str], *, name: str = "train") -> DictConfig:
+    """Compose a config as the command line would, inside a Hydra application or outside one."""
+    if GlobalHydra.instance().is_initialized():
+        return compose(config_name=name, overrides=list(overrides))
+    with initialize_config_module("r1.configs", version_base="1.3"):
+        return compose(config_name=name, overrides=list(overrides))
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """Return the config as resolved plain Python.
+
+    Raises:
+        ValueError: a value that had to be given was not; the message names its key.
+    """
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise ValueError(f"{', '.join(missing)}: must be given, for example {missing[0]}=...")
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def instantiate(node: Mapping[str, Any] | None) -> Any:
+    """Build what a `_target_` node stands for; lists and dicts arrive as plain Python."""
+    return hydra.utils.instantiate(node, _convert_="all")
+
+
+def instantiate_all(nodes: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Build each node of a dict of `_target_` nodes; a null entry is left out."""
+    return {key: instantiate(node) for key, node in (nodes or {}).items() if node}
+
+
+def explain_overrides(arguments: list[str] | None = None) -> str:
+    """Name the nearest keys to command-line overrides that no config has, or return "".
+
+    Hydra says which key is unknown but not what was meant; this is asked only after it refused.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
+    groups = [o for o in overrides if o.split("=")[0].lstrip("+~") == "experiment"]
+    try:
+        known = list(_flatten(OmegaConf.to_container(compose_config(groups), resolve=False)))
+    except Exception:  # the experiment itself is unknown, and Hydra has listed those there are
+        return ""
+    hints = []
+    for override in overrides:
+        key = override.split("=")[0].lstrip("+~")
+        if key not in known and "/" not in key and not key.startswith("hydra"):
+            near = did_you_mean(key, known)
+            if near:
+                hints.append(f"{key}: no such key.{near}")
+    return "\n".join(hints)
+
+
+def _flatten(node: Any, prefix: str = "") -> Iterable[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield f"{prefix}{key}"
+            yield from _flatten(value, f"{prefix}{key}.")

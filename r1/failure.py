@@ -1,0 +1,93 @@
+"""One clear message when a run fails, and what is left to go on from."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import InstantiationException
+from omegaconf.errors import OmegaConfBaseException
+
+from r1.recipe.stages import latest_checkpoint, write_json
+from r1.rewards import GraderError, RewardError
+from r1.rollout.loader import ZeroVarianceError
+
+# Mistakes of the user or of the world outside, which a stack of our frames does not explain.
+EXPECTED = (
+    ValueError,
+    FileNotFoundError,
+    ImportError,
+    RewardError,
+    GraderError,
+    ZeroVarianceError,
+    InstantiationException,
+    OmegaConfBaseException,
+    KeyboardInterrupt,
+)
+
+
+def guarded(run: Callable[[], Any], folder: Path, command: str) -> Any:
+    """Call `run`; when it fails, write `summary.json`, print one message, and exit with a non-zero status.
+
+    Args:
+        run: the work.
+        folder: its run directory.
+        command: how it was started, without arguments.
+    """
+    try:
+        return run()
+    except BaseException as error:
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        error = error.__context__ if isinstance(error, SystemExit) else error
+        _report(error, folder, command)
+        sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
+
+
+def _report(error: BaseException, folder: Path, command: str) -> None:
+    checkpoint = latest_checkpoint(folder)
+    message = describe(error)
+    if not is_expected(error):
+        traceback.print_exception(error)
+    print(f"\n{message}", file=sys.stderr)
+    if checkpoint is not None:
+        arguments = " ".join(a for a in sys.argv[1:] if not a.startswith(("hydra.run.dir=", "resume=")))
+        print(
+            f"The last checkpoint is {checkpoint}. Continue with:\n"
+            f"    {command} {arguments} hydra.run.dir={folder} resume=true".replace("  ", " "),
+            file=sys.stderr,
+        )
+    try:
+        write_json(
+            folder / "summary.json",
+            {"status": "failed", "error": message, "checkpoint": None if checkpoint is None else str(checkpoint)},
+        )
+    except OSError as second:
+        print(f"summary.json could not be written: {second}", file=sys.stderr)
+
+
+def is_expected(error: BaseException) -> bool:
+    """Whether the message alone explains the failure."""
+    return isinstance(error, EXPECTED) or _is_disk_full(error)
+
+
+def describe(error: BaseException) -> str:
+    """Return what to tell the user about an error, in one paragraph."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if _is_disk_full(error):
+        return f"error: no space left on the device ({error}). Free some and go on from the last checkpoint"
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        return f"error: {str(error).splitlines()[0]} {error.__cause__} ({str(error).splitlines()[-1]})"
+    return f"error: {error}" if str(error) else f"error: {type(error).__name__}"
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    text = str(error)
+    return (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or (
+        "No space left on device" in text or "PytorchStreamWriter failed writing" in text
+    )

@@ -1,0 +1,66 @@
+"""What every training stage shares: a policy, its optimizer, and the accuracy on held-out problems."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader
+
+from r1.modules.optimizer import OptimizerSettings
+from r1.rollout.evaluate import Evaluator
+
+
+class PolicyModule(L.LightningModule):
+    """A policy in training.
+
+    Args:
+        policy: the model being trained (`r1.models.policy.Policy`).
+        optimizer: keyword arguments of `OptimizerSettings`.
+        evaluator: measures the policy on held-out problems during validation, or None.
+    """
+
+    def __init__(self, *, policy: Any, optimizer: dict[str, Any] | None = None, evaluator: Evaluator | None = None):
+        super().__init__()
+        self.policy = policy
+        self.optimizer_settings = OptimizerSettings(**(optimizer or {}))
+        self.evaluator = evaluator
+        self._sums: dict[str, float] = {}
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer, schedule = self.optimizer_settings.build(self.policy.parameters(), self.trainer.max_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
+        if gradients:
+            self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
+
+    def val_dataloader(self) -> DataLoader | list[Any]:
+        if self.evaluator is None:
+            return []
+        return DataLoader([self.evaluator.problems], batch_size=None, collate_fn=lambda problems: problems)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        result = self.evaluator.evaluate(self.policy)
+        for name, value in result.metrics().items():
+            self.log(name, value, batch_size=1, sync_dist=False, rank_zero_only=False)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        # Held-out problems are plain Python objects; there is nothing to move.
+        return batch if isinstance(batch, list) else super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def add_up(self, stats: dict[str, torch.Tensor]) -> None:
+        """Add a micro-batch's sums to those of the optimizer step."""
+        for name, value in stats.items():
+            value = float(value)
+            if name.endswith("_max"):
+                self._sums[name] = max(self._sums.get(name, 0.0), value)
+            else:
+                self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def take_sums(self) -> dict[str, float]:
+        """Return the sums of the optimizer step and start the next one's."""
+        sums, self._sums = self._sums, {}
+        return sums

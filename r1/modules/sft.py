@@ -1,0 +1,32 @@
+"""Supervised fine-tuning on traces: imitate the completion, not the prompt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from r1.losses.aggregation import aggregate, row_weights
+from r1.modules.base import PolicyModule
+
+
+class SFTModule(PolicyModule):
+    """Minimises the negative log-likelihood of demonstrated completions.
+
+    Args:
+        aggregation: weight of a token, see `r1.losses.aggregation.row_weights`: `token_mean` (R1), `sequence_mean`, or
+            `constant`, a sum over a fixed length, which weighs every token of every batch alike.
+        max_length: the fixed length of `constant`, in tokens.
+    """
+
+    def __init__(self, *, aggregation: str = "token_mean", max_length: int | None = None, **shared: Any) -> None:
+        super().__init__(**shared)
+        self.aggregation, self.max_length = aggregation, max_length
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        logps, _ = self.policy(batch.input_ids, batch.prompt_lengths, batch.mask)
+        weights = row_weights(batch.mask.sum(1), self.aggregation, max_length=self.max_length)
+        loss = aggregate(-logps, batch.mask, weights)
+        self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
+        self.log("train/nll", -logps.detach().sum() / batch.mask.sum(), sync_dist=True)
+        return loss

@@ -1,0 +1,216 @@
+"""From a plain config to the objects of a run: the one place where names in a config become things."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lightning import LightningDataModule
+
+from r1.data.traces import FileTraces, TaskTraces, TraceDataModule
+from r1.losses.objective import PolicyObjective
+from r1.models import MODELS
+from r1.models.reference import build_reference
+from r1.modules.base import PolicyModule
+from r1.modules.grpo import GRPOModule
+from r1.modules.sft import SFTModule
+from r1.prompts import TEMPLATES
+from r1.registry import Registry
+from r1.rewards import build_rewards
+from r1.rollout import ENGINES
+from r1.rollout.advantage import AdvantageEstimator
+from r1.rollout.base import RolloutEngine
+from r1.rollout.evaluate import Evaluator
+from r1.rollout.loader import RolloutLoader
+from r1.rollout.plan import RolloutPlan
+from r1.schema import settings
+from r1.tasks import TASKS
+from r1.types import SamplingParams
+
+ALGORITHMS = Registry("algorithm")
+
+Config = Mapping[str, Any]
+
+
+@dataclass(slots=True, kw_only=True)
+class Parts:
+    """What every algorithm is built from."""
+
+    task: Any
+    template: Any
+    policy: Any
+    engine: RolloutEngine
+    evaluator: Evaluator | None
+
+
+def assemble(config: Config, *, model: Config) -> tuple[PolicyModule, LightningDataModule | None]:
+    """Build the module of a run, and its data module where the module does not make its own data.
+
+    Args:
+        config: the resolved training config as plain Python.
+        model: what to build the policy from; differs from `config["model"]` when a run starts from a saved model.
+
+    Raises:
+        ValueError: an unknown name or key, or a value that does not fit; the message names the config key.
+    """
+    task = build_task(config)
+    template = build(TEMPLATES, config["prompt"])
+    engine = build_engine(config)
+    parts = Parts(
+        task=task,
+        template=template,
+        policy=build(MODELS, model),
+        engine=engine,
+        evaluator=build_evaluator(config, config["evaluation"], task=task, template=template, engine=engine),
+    )
+    name = config["algorithm"].get("name", "grpo")
+    return ALGORITHMS.get(name)(config, parts)
+
+
+def build(registry: Registry, node: Config, **extra: Any) -> Any:
+    """Build what a node of the form {name: ..., **arguments} stands for."""
+    arguments = dict(node)
+    if "name" not in arguments:
+        raise ValueError(f"{registry.kind}: missing 'name'. Registered: {', '.join(registry.names())}")
+    return registry.build(arguments.pop("name"), **arguments, **extra)
+
+
+def build_task(config: Config) -> Any:
+    return build(TASKS, config["task"])
+
+
+def build_engine(config: Config) -> RolloutEngine:
+    return build(ENGINES, {k: v for k, v in config["rollout"].items() if k != "sampling"})
+
+
+def build_sampling(config: Config, **changes: Any) -> SamplingParams:
+    """Build the sampling parameters of `rollout.sampling`, some of them changed."""
+    values = {"seed": config["seed"]} | dict(config["rollout"].get("sampling") or {}) | changes
+    params = settings(SamplingParams, {**values, "stop": tuple(values.get("stop") or ())}, "rollout.sampling")
+    for key, low in (("num_generations", 1), ("max_tokens", 1), ("temperature", 0)):
+        if getattr(params, key) < low:
+            raise ValueError(f"rollout.sampling.{key} must be at least {low}, found {getattr(params, key)}")
+    if not 0 < params.top_p <= 1:
+        raise ValueError(f"rollout.sampling.top_p must be in (0, 1], found {params.top_p}")
+    return params
+
+
+def build_evaluator(
+    config: Config, node: Config, *, task: Any, template: Any, engine: RolloutEngine
+) -> Evaluator | None:
+    """Build the held-out evaluation that a node {num_problems, num_samples, temperature, split, seed} describes."""
+    node = settings(EvaluationSettings, node, "evaluation")
+    if node.num_problems == 0:
+        return None
+    return Evaluator(
+        problems=task.problems(node.split, seed=node.seed).take_unique(node.num_problems),
+        template=template,
+        engine=engine,
+        rewards=build_rewards({"accuracy": _accuracy(config)}, task=task),
+        sampling=build_sampling(
+            config, num_generations=node.num_samples, temperature=node.temperature, top_p=node.top_p, seed=node.seed
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationSettings:
+    """Keys of the config group `evaluation`; see configs/evaluation/default.yaml."""
+
+    num_problems: int = 0
+    num_samples: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    split: str = "test"
+    seed: int = 1234
+
+
+def _accuracy(config: Config) -> dict[str, Any]:
+    # Held-out answers are judged as the reward judges them, where the config has an accuracy reward.
+    node = dict((config.get("reward") or {}).get("accuracy") or {})
+    return {**node, "weight": 1.0}
+
+
+@ALGORITHMS.register("grpo")
+def grpo(config: Config, parts: Parts) -> tuple[GRPOModule, None]:
+    """Group-relative policy optimisation: the module makes its own data."""
+    algorithm = check_keys(config["algorithm"], ("name", "plan", "optimizer", "log_entropy", "split"), "algorithm")
+    loss = dict(config["loss"])
+    advantage = dict(loss.pop("advantage", {"name": "group"}))
+    objective = settings(PolicyObjective, loss, "loss")
+    plan = settings(RolloutPlan, algorithm.get("plan"), "algorithm.plan")
+    rewards = build_rewards(config["reward"], task=parts.task)
+    reference = None
+    if config["reference"].get("kind", "none") != "none":
+        reference = build_reference(policy=parts.policy, **config["reference"])
+    elif objective.kl_coef or plan.kl_in_reward:
+        raise ValueError(
+            f"a KL term needs a reference policy: loss.kl_coef={objective.kl_coef}, "
+            f"algorithm.plan.kl_in_reward={plan.kl_in_reward}, but reference.kind=none. "
+            "Choose reference=frozen, reference=moving, or set the coefficient to 0"
+        )
+    loader = RolloutLoader(
+        stream=parts.task.problems(algorithm.get("split", "train"), seed=config["seed"]),
+        template=parts.template,
+        engine=parts.engine,
+        rewards=rewards,
+        advantage=AdvantageEstimator(advantage.pop("name"), weights=rewards.weights, **advantage),
+        aggregation=objective.aggregation,
+        policy=parts.policy,
+        reference=reference,
+        sampling=build_sampling(config),
+        plan=plan,
+        keep_rollout_logps=objective.mismatch is not None,
+    )
+    module = GRPOModule(
+        policy=parts.policy,
+        loader=loader,
+        objective=objective,
+        reference=reference,
+        log_entropy=algorithm.get("log_entropy", True),
+        optimizer=algorithm.get("optimizer"),
+        evaluator=parts.evaluator,
+    )
+    return module, None
+
+
+@ALGORITHMS.register("sft")
+def sft(config: Config, parts: Parts) -> tuple[SFTModule, TraceDataModule]:
+    """Supervised fine-tuning on traces of a file, or on those the task writes itself."""
+    algorithm = check_keys(config["algorithm"], ("name", "data", "optimizer", "aggregation", "max_length"), "algorithm")
+    data = check_keys(algorithm["data"], ("style", "split", "path", "batch_size", "num_examples"), "algorithm.data")
+    if data.get("path"):
+        dataset = FileTraces(parts.policy.tokenizer, path=data["path"], template=parts.template)
+    else:
+        dataset = TaskTraces(
+            parts.policy.tokenizer,
+            template=parts.template,
+            task=parts.task,
+            style=data.get("style", "clean"),
+            split=data.get("split", "train"),
+            num_examples=data.get("num_examples") or 1 << 20,
+            seed=config["seed"],
+        )
+    module = SFTModule(
+        policy=parts.policy,
+        aggregation=algorithm.get("aggregation", "token_mean"),
+        max_length=algorithm.get("max_length"),
+        optimizer=algorithm.get("optimizer"),
+        evaluator=parts.evaluator,
+    )
+    return module, TraceDataModule(dataset, batch_size=data.get("batch_size", 64), seed=config["seed"])
+
+
+def check_keys(node: Config, known: tuple[str, ...], key: str) -> dict[str, Any]:
+    """Return the node as a dict.
+
+    Raises:
+        ValueError: a key that nothing reads.
+    """
+    from r1.registry import did_you_mean
+
+    for name in node:
+        if name not in known:
+            raise ValueError(f"{key}.{name}: no such key.{did_you_mean(name, known)} {key} takes: {', '.join(known)}")
+    return dict(node)

@@ -1,0 +1,253 @@
+"""RolloutLoader: prompt -> rollout -> reward -> advantage, delivered as a data loader of experiences.
+
+One pass through the loader is one rollout: it draws problems, lets the engine answer them, scores the answers, computes
+advantages, and yields the micro-batches of every optimizer step made from them. The module only has to compute a loss.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from r1.distributed import gather_strided, rank_and_world
+from r1.rollout.advantage import AdvantageEstimator
+from r1.rollout.base import RolloutEngine, mix_seed
+from r1.rollout.buffer import RolloutBuffer
+from r1.rollout.plan import RolloutPlan, plan_minibatches
+from r1.rollout.statistics import reward_matrix, rollout_metrics
+from r1.types import Experience, Prompt, RolloutGroup, SamplingParams
+
+
+class ZeroVarianceError(RuntimeError):
+    """No group has rewards that differ, so there is nothing to learn from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutRecord:
+    """What one rollout was: handed to callbacks and metrics."""
+
+    number: int
+    groups: list[RolloutGroup] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class RolloutLoader:
+    """Yields `Experience` micro-batches; one pass is one rollout.
+
+    Args:
+        stream: stateful problem stream (`take`, `state_dict`, `load_state_dict`).
+        template: renders a problem for the policy's tokenizer.
+        engine: draws the completions.
+        rewards: scores them (`r1.rewards.base.RewardSum`).
+        advantage: turns the scored groups into (P, G) advantages.
+        aggregation: weight of a token in the loss (`PolicyObjective.aggregation`).
+        policy: the model being trained.
+        reference: reference policy, or None.
+        sampling: how completions are drawn; its seed is the run seed.
+        plan: how many, how split, how often.
+        keep_rollout_logps: hand the sampler's logps to the loss, for mismatch correction.
+    """
+
+    def __init__(
+        self,
+        *,
+        stream: Any,
+        template: Any,
+        engine: RolloutEngine,
+        rewards: Any,
+        advantage: AdvantageEstimator,
+        aggregation: str,
+        policy: Any,
+        reference: Any,
+        sampling: SamplingParams,
+        plan: RolloutPlan,
+        keep_rollout_logps: bool = False,
+    ) -> None:
+        self.stream, self.template, self.engine, self.rewards = stream, template, engine, rewards
+        self.advantage, self.aggregation = advantage, aggregation
+        self.policy, self.reference = policy, reference
+        self.sampling, self.plan, self.keep_rollout_logps = sampling, plan, keep_rollout_logps
+        self.reward_seconds = 0.0
+        self.num_rollouts = 0
+        self.barren = 0
+        self.record = RolloutRecord(number=-1)
+        self.buffer: RolloutBuffer | None = None
+        self.schedule: list[list[list[list[int]]]] = []
+        self.delivered = 0
+
+    def __len__(self) -> int:
+        """Micro-batches per rank in one rollout. (Without a length, Lightning would prefetch past an update.)"""
+        return self.plan.num_iterations * self.plan.num_minibatches * self.accumulation
+
+    @property
+    def world(self) -> int:
+        # Asked for late: the process group starts with the fit, after this object is built.
+        return rank_and_world()[1]
+
+    @property
+    def num_parts(self) -> int:
+        return self.plan.num_parts(self.sampling.num_generations, self.world)
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches per rank in one optimizer step: what `trainer.accumulate_grad_batches` has to be."""
+        return self.num_parts // self.world
+
+    def __iter__(self) -> Iterator[Experience]:
+        if self.buffer is None:
+            self._collect()
+        while self.delivered < len(self):
+            experience = self._experience(self.delivered)
+            self.delivered += 1
+            if self.delivered == len(self):
+                self.buffer, self.schedule = None, []
+            yield experience
+        self.delivered = 0
+
+    def _collect(self) -> None:
+        """Make the next rollout: the first four of the six words."""
+        started = time.perf_counter()
+        self.engine.load_weights(self.policy)
+        groups = self._draw_groups()
+        sampled = time.perf_counter()
+        self.buffer = RolloutBuffer.from_groups(groups, mask_truncated=self.plan.mask_truncated)
+        lengths = [len(ids) for ids in self.buffer.input_ids]
+        self.schedule = [
+            plan_minibatches(
+                lengths,
+                num_minibatches=self.plan.num_minibatches,
+                num_parts=self.num_parts,
+                seed=mix_seed(self.sampling.seed, self.num_rollouts, iteration),
+            )
+            for iteration in range(self.plan.num_iterations)
+        ]
+        self._policy_logps()
+        self._check_variance(reward_matrix(groups))
+        penalty = self.plan.kl_in_reward * self._sequence_kl() if self.plan.kl_in_reward else None
+        advantages = self.advantage(groups, penalty)
+        self.buffer.advantages = advantages.flatten().float()
+        groups = [
+            replace(g, rollouts=tuple(replace(r, advantage=float(a)) for r, a in zip(g.rollouts, row, strict=True)))
+            for g, row in zip(groups, advantages, strict=True)
+        ]
+        metrics = rollout_metrics(groups) | {
+            "time/rollout": sampled - started - self.reward_seconds,
+            "time/reward": self.reward_seconds,
+            "time/logps": time.perf_counter() - sampled,
+        }
+        self.record = RolloutRecord(number=self.num_rollouts, groups=groups, metrics=metrics)
+        self.num_rollouts += 1
+        self.delivered = 0
+
+    def _draw_groups(self) -> list[RolloutGroup]:
+        """Sample and score groups; with dynamic sampling, until P of them have rewards that differ."""
+        self.reward_seconds = 0.0
+        kept: list[RolloutGroup] = []
+        drawn = 0
+        for _ in range(1 + self.plan.dynamic_sampling):
+            groups = self._sample(self.plan.num_prompts - len(kept))
+            drawn += len(groups)
+            if not self.plan.dynamic_sampling:
+                return groups
+            differ = (reward_matrix(groups).nan_to_num(nan=-1.0).std(dim=1, unbiased=False) > 0).tolist()
+            kept += [group for group, useful in zip(groups, differ, strict=True) if useful]
+            if len(kept) == self.plan.num_prompts:
+                return kept
+        raise ZeroVarianceError(
+            f"dynamic sampling drew {drawn} prompts in {1 + self.plan.dynamic_sampling} rounds and only {len(kept)} of "
+            f"the {self.plan.num_prompts} wanted had rewards that differ (mean reward of the last round "
+            f"{float(reward_matrix(groups).nanmean()):.3f}). Raise algorithm.plan.dynamic_sampling or "
+            "rollout.sampling.num_generations, or choose problems the policy solves sometimes"
+        )
+
+    def _sample(self, num_prompts: int) -> list[RolloutGroup]:
+        problems = self.stream.take(num_prompts)
+        prompts: list[Prompt] = [self.template.render(p, self.policy.tokenizer) for p in problems]
+        params = replace(self.sampling, seed=mix_seed(self.sampling.seed, self.num_rollouts))
+        rank, world = rank_and_world()
+        groups = self.engine.generate(prompts[rank::world], params)
+        sampled = time.perf_counter()
+        groups = self.rewards.score_groups(groups)
+        self.reward_seconds += time.perf_counter() - sampled
+        return gather_strided(groups, num_prompts)
+
+    @torch.no_grad()
+    def _policy_logps(self) -> None:
+        """Fill old and reference logps, in the very micro-batches that will be trained on."""
+        buffer, plan = self.buffer, self.plan
+        exact = plan.old_logps == "sampler" or (plan.old_logps == "auto" and self.engine.exact_logps)
+        if exact:
+            buffer.old_logps = list(buffer.rollout_logps)
+        passes = [] if exact else [("old_logps", lambda *a, **k: self.policy(*a, **k)[0])]
+        if self.reference is not None:
+            passes.append(("ref_logps", lambda *a, **k: self.reference.logps(self.policy, *a, **k)))
+        parts = [rows for minibatch in self.schedule[0] for rows in minibatch]
+        rank, world = rank_and_world()
+        for name, logps_of in passes:
+            mine = [self._row_logps(logps_of, rows) for rows in parts[rank::world]]
+            values: list[Tensor] = [torch.empty(0)] * len(buffer)
+            for rows, logps in zip(parts, gather_strided(mine, len(parts)), strict=True):
+                for row, value in zip(rows, logps, strict=True):
+                    values[row] = value
+            setattr(buffer, name, values)
+
+    def _row_logps(self, logps_of: Callable[..., Tensor], rows: list[int]) -> list[Tensor]:
+        input_ids, prompt_lengths, mask = self.buffer.layout(rows, self.policy.pad_token_id)
+        device = self.policy.model.device
+        logps = logps_of(
+            input_ids.to(device), prompt_lengths.to(device), mask.to(device), temperature=self.sampling.temperature
+        )
+        return [values[keep] for values, keep in zip(logps.float().cpu(), mask, strict=True)]
+
+    def _sequence_kl(self) -> Tensor:
+        pairs = zip(self.buffer.old_logps, self.buffer.ref_logps, strict=True)
+        return torch.stack([(old - ref).sum() for old, ref in pairs])
+
+    def _check_variance(self, rewards: Tensor) -> None:
+        useful = bool((rewards.nan_to_num(nan=-1.0).std(dim=1, unbiased=False) > 0).any())
+        self.barren = 0 if useful else self.barren + 1
+        if self.barren >= self.plan.max_zero_variance_rollouts:
+            mean = float(rewards.nanmean())
+            raise ZeroVarianceError(
+                f"in the last {self.barren} rollouts every group had equal rewards (mean {mean:.3f}), so every "
+                "advantage is 0. A low mean says that the task is too hard for this policy, a high one that it is "
+                "solved; set algorithm.plan.max_zero_variance_rollouts to go on regardless"
+            )
+
+    def _experience(self, number: int) -> Experience:
+        """Assemble micro-batch `number` of this rank."""
+        step, part = divmod(number, self.accumulation)
+        iteration, minibatch = divmod(step, self.plan.num_minibatches)
+        parts = self.schedule[iteration][minibatch]
+        rank, world = rank_and_world()
+        return self.buffer.experience(
+            parts[part * world + rank],
+            [row for rows in parts for row in rows],
+            aggregation=self.aggregation,
+            max_length=self.sampling.max_tokens,
+            num_parts=self.num_parts,
+            pad_token_id=self.policy.pad_token_id,
+            with_rollout_logps=self.keep_rollout_logps,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a run continued from here needs: position, counters, and the undelivered experiences."""
+        return {
+            "stream": self.stream.state_dict(),
+            "num_rollouts": self.num_rollouts,
+            "barren": self.barren,
+            "delivered": self.delivered,
+            "schedule": self.schedule,
+            "buffer": self.buffer.state_dict() if self.buffer is not None else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.stream.load_state_dict(state["stream"])
+        self.num_rollouts, self.barren = state["num_rollouts"], state["barren"]
+        self.delivered, self.schedule = state["delivered"], state["schedule"]
+        self.buffer = RolloutBuffer.from_state_dict(state["buffer"]) if state["buffer"] is not None else None

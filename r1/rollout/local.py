@@ -1,0 +1,181 @@
+"""The in-process engine: continuous batching over a preallocated key-value cache.
+
+A group's prompt is prefilled once and its keys and values are shared out to the G rows. A row that finishes gives its
+place to the next waiting completion, so the batch stays full; when none waits the batch shrinks.
+Legend: N places in the batch, G completions per prompt.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from r1.rollout.base import ENGINES, uniform_stream
+from r1.rollout.decoder import Decoder, unsupported_reason
+from r1.rollout.groups import Row, assemble_groups, is_stopped, start_rows
+from r1.rollout.sampling import sample_tokens
+from r1.types import Prompt, RolloutGroup, SamplingParams
+
+
+@dataclass(slots=True)
+class _Prefilled:
+    """Keys, values and next logits of one prompt, kept until its last row has been placed."""
+
+    cache: list[tuple[Tensor, Tensor]]
+    logits: Tensor
+    rows_left: int
+
+
+@ENGINES.register("local")
+class LocalEngine:
+    """Samples from the policy in this process.
+
+    Args:
+        max_batch_size: places in the decoding batch; also bounds the key-value cache.
+    """
+
+    def __init__(self, *, max_batch_size: int = 256) -> None:
+        if max_batch_size < 1:
+            raise ValueError(f"rollout.max_batch_size must be at least 1, found {max_batch_size}")
+        self.max_batch_size = max_batch_size
+        self.policy: Any = None
+
+    @property
+    def exact_logps(self) -> bool:
+        return self.policy is not None and self.policy.model.dtype in (torch.float32, torch.float64)
+
+    def load_weights(self, policy: Any) -> None:
+        reason = unsupported_reason(policy.model)
+        if reason:
+            raise ValueError(
+                f"rollout.name=local cannot decode this model: {reason}. "
+                "Use rollout=transformers, which runs any causal LM"
+            )
+        self.policy = policy
+
+    def close(self) -> None:
+        self.policy = None
+
+    def generate(self, prompts: list[Prompt], params: SamplingParams) -> list[RolloutGroup]:
+        if not prompts:
+            return []
+        rows = start_rows(prompts, params)
+        batch = _Batch(self.policy, prompts, params, min(self.max_batch_size, len(rows)))
+        batch.run(deque(rows))
+        return assemble_groups(prompts, rows, params, self.policy)
+
+
+class _Batch:
+    """The rows being decoded. Places 0..n-1 are busy; a freed place is filled by the last busy one."""
+
+    def __init__(self, policy: Any, prompts: list[Prompt], params: SamplingParams, num_places: int) -> None:
+        self.policy, self.prompts, self.params = policy, prompts, params
+        self.num_places = num_places
+        longest = max(len(prompt.token_ids) for prompt in prompts)
+        self.decoder = Decoder(policy.model, longest + params.max_tokens)
+        self.device = policy.model.device
+        self.cache = self.decoder.allocate_cache(num_places)
+        self.rows: list[Row] = []
+        self.prefilled: dict[int, _Prefilled] = {}
+        self.tokens = torch.zeros(num_places, dtype=torch.int64, device=self.device)
+        self.positions = torch.zeros(num_places, dtype=torch.int64, device=self.device)
+        self.uniforms = torch.zeros(num_places, params.max_tokens, device=self.device)
+        self.eos = frozenset(policy.eos_token_ids)
+
+    def run(self, waiting: deque[Row]) -> None:
+        while waiting or self.rows:
+            # Prompts are prefilled a few at a time, not one by one, while there is other work.
+            free = self.num_places - len(self.rows)
+            if waiting and (free >= min(self.num_places // 8 + 1, len(waiting)) or not self.rows):
+                self._admit([waiting.popleft() for _ in range(min(free, len(waiting)))])
+            if self.rows:
+                self._decode()
+
+    def _decode(self) -> None:
+        n = len(self.rows)
+        length = max(len(self.prompts[r.prompt_index].token_ids) + len(r.token_ids) for r in self.rows)
+        logits = self.decoder.step(self.tokens[:n], self.positions[:n], length, self.cache)
+        drawn = torch.tensor([len(row.token_ids) for row in self.rows], device=self.device)
+        self.positions[:n] += 1
+        self._draw(0, logits, self.uniforms[:n].gather(1, drawn[:, None]).squeeze(1))
+
+    def _admit(self, rows: list[Row]) -> None:
+        self._prefill(sorted({row.prompt_index for row in rows} - self.prefilled.keys()))
+        start, n = len(self.rows), len(rows)
+        order = sorted(range(n), key=lambda i: rows[i].prompt_index)
+        rows = [rows[i] for i in order]
+        place = start
+        logits = []
+        while place < start + n:
+            index = rows[place - start].prompt_index
+            count = sum(row.prompt_index == index for row in rows)
+            kept = self.prefilled[index]
+            length = len(self.prompts[index].token_ids)
+            for (keys, values), (key, value) in zip(self.cache, kept.cache, strict=True):
+                keys[place : place + count, :length] = key
+                values[place : place + count, :length] = value
+            self.positions[place : place + count] = length
+            logits.append(kept.logits.expand(count, -1))
+            kept.rows_left -= count
+            if kept.rows_left == 0:
+                del self.prefilled[index]
+            place += count
+        draws = np.stack([uniform_stream(row.seed, self.params.max_tokens) for row in rows])
+        self.uniforms[start : start + n] = torch.from_numpy(draws).to(self.device)
+        self.rows += rows
+        self._draw(start, torch.cat(logits), self.uniforms[start : start + n, 0])
+
+    def _prefill(self, indices: list[int], tokens_at_once: int = 16384) -> None:
+        while indices:
+            longest = max(len(self.prompts[i].token_ids) for i in indices)
+            some, indices = indices[: max(1, tokens_at_once // longest)], indices[max(1, tokens_at_once // longest) :]
+            ids = [self.prompts[i].token_ids for i in some]
+            width = max(map(len, ids))
+            padded = torch.tensor([list(x) + [0] * (width - len(x)) for x in ids], device=self.device)
+            lengths = torch.tensor([len(x) for x in ids], device=self.device)
+            logits, cache = self.decoder.prefill(padded, lengths)
+            for i, index in enumerate(some):
+                kept = [(k[i, : len(ids[i])], v[i, : len(ids[i])]) for k, v in cache]
+                self.prefilled[index] = _Prefilled(kept, logits[i], self.params.num_generations)
+
+    def _draw(self, start: int, logits: Tensor, uniforms: Tensor) -> None:
+        """Draw a token for each row from `start` on, file it, and free the places of the rows that end."""
+        p = self.params
+        tokens, logps = sample_tokens(logits, uniforms, temperature=p.temperature, top_p=p.top_p, top_k=p.top_k)
+        self.tokens[start : start + len(tokens)] = tokens
+        ended = []
+        for place, (token, logp) in enumerate(zip(tokens.tolist(), logps.tolist(), strict=True), start):
+            row = self.rows[place]
+            row.token_ids.append(token)
+            row.logps.append(logp)
+            if token in self.eos or is_stopped(row.token_ids, p, self.policy.tokenizer):
+                row.finish_reason = "stop"
+                ended.append(place)
+            elif len(row.token_ids) >= p.max_tokens:
+                ended.append(place)
+        if ended:
+            self._free(ended)
+
+    def _free(self, ended: list[int]) -> None:
+        gone = set(ended)
+        left = len(self.rows) - len(ended)
+        holes = [place for place in ended if place < left]
+        movers = [place for place in range(left, len(self.rows)) if place not in gone]
+        if holes:
+            to, source = torch.tensor(holes, device=self.device), torch.tensor(movers, device=self.device)
+            length = max(
+                len(self.prompts[self.rows[m].prompt_index].token_ids) + len(self.rows[m].token_ids) for m in movers
+            )
+            for keys, values in self.cache:
+                keys[to, :length] = keys[source, :length]
+                values[to, :length] = values[source, :length]
+            for state in (self.tokens, self.positions, self.uniforms):
+                state[to] = state[source]
+            for hole, mover in zip(holes, movers, strict=True):
+                self.rows[hole] = self.rows[mover]
+        del self.rows[left:]

@@ -1,0 +1,91 @@
+"""How many prompts a rollout has, and how its rows are dealt to optimizer steps, ranks and micro-batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutPlan:
+    """How a rollout is made and consumed (config group `algorithm.plan`).
+
+    Attributes:
+        num_prompts: P, prompts per rollout over all ranks.
+        num_minibatches: optimizer steps in one pass over the rollout.
+        num_iterations: passes over the rollout.
+        micro_batch_size: rows per forward pass; 0 takes a rank's whole share of the minibatch.
+        old_logps: "sampler" (as the engine reported them), "recompute" (a forward pass of the policy), or "auto"
+            (the engine's when they are exact).
+        dynamic_sampling: most extra rounds of prompts to draw until every group has rewards that differ; 0 is off.
+        mask_truncated: leave completions cut at max_tokens out of the loss (DAPO's overlong filtering).
+        kl_in_reward: weight of the KL penalty taken off the reward; 0 leaves KL to the loss.
+        max_zero_variance_rollouts: rollouts in a row without one useful group after which training stops.
+    """
+
+    num_prompts: int = 8
+    num_minibatches: int = 1
+    num_iterations: int = 1
+    micro_batch_size: int = 0
+    old_logps: str = "auto"
+    dynamic_sampling: int = 0
+    mask_truncated: bool = False
+    kl_in_reward: float = 0.0
+    max_zero_variance_rollouts: int = 20
+
+    def num_parts(self, num_generations: int, world: int) -> int:
+        """Micro-batches per optimizer step over all ranks.
+
+        Raises:
+            ValueError: sizes that do not divide, with the keys and the nearest sizes that do.
+        """
+        rows = self.num_prompts * num_generations
+        if rows % self.num_minibatches:
+            raise ValueError(
+                f"algorithm.plan.num_minibatches={self.num_minibatches} does not divide the {rows} completions of a "
+                f"rollout (num_prompts={self.num_prompts} x num_generations={num_generations}); "
+                f"nearest that does: {_nearest_divisor(rows, self.num_minibatches)}"
+            )
+        step_rows = rows // self.num_minibatches
+        if step_rows % world:
+            raise ValueError(
+                f"the {step_rows} completions of an optimizer step cannot be shared by {world} ranks; "
+                f"make algorithm.plan.num_prompts x rollout.sampling.num_generations / num_minibatches a multiple of it"
+            )
+        size = self.micro_batch_size or step_rows // world
+        if (step_rows // world) % size:
+            raise ValueError(
+                f"algorithm.plan.micro_batch_size={size} does not divide the {step_rows // world} completions that a "
+                f"rank has in an optimizer step; nearest that does: {_nearest_divisor(step_rows // world, size)}"
+            )
+        return step_rows // size
+
+
+def _nearest_divisor(number: int, wanted: int) -> int:
+    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: (abs(d - wanted), d))
+
+
+def plan_minibatches(lengths: list[int], *, num_minibatches: int, num_parts: int, seed: int) -> list[list[list[int]]]:
+    """Deal rows to optimizer steps and to the micro-batches of each step.
+
+    Rows are shuffled, cut into equal minibatches (one optimizer step each), and sorted by length within a minibatch, so
+    that a micro-batch holds rows of like length and little padding.
+
+    Args:
+        lengths: tokens of each of the N rows.
+        num_minibatches: optimizer steps in one pass over the rollout.
+        num_parts: micro-batches a minibatch is split into, over all ranks; part p belongs to rank p % ranks.
+        seed: of the shuffle.
+
+    Returns:
+        rows[minibatch][part] = row numbers.
+    """
+    order = np.random.Generator(np.random.Philox(key=seed)).permutation(len(lengths))
+    step_rows = len(lengths) // num_minibatches
+    part_rows = step_rows // num_parts
+    plan = []
+    for start in range(0, len(lengths), step_rows):
+        rows = sorted(order[start : start + step_rows].tolist(), key=lambda row: (lengths[row], row))
+        plan.append([rows[i : i + part_rows] for i in range(0, step_rows, part_rows)])
+    return plan

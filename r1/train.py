@@ -1,0 +1,187 @@
+"""One stage of the recipe: SFT, GRPO or distillation.
+
+python -m r1.train                                        the demo
+python -m r1.train experiment=NAME key=value ...          any recipe of configs/experiment, changed as you like
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning as L
+import torch
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.callbacks import Checkpoint
+from omegaconf import DictConfig, OmegaConf
+
+from r1.config import compose_config, explain_overrides, instantiate, instantiate_all, plain
+from r1.failure import guarded
+from r1.recipe.assemble import assemble
+from r1.recipe.compare import Row, compare, steps_for_compute
+from r1.recipe.stages import is_finished, latest_checkpoint, read_summary, stage_folder, write_json
+
+COMMAND = "python -m r1.train"
+
+
+def train(cfg: DictConfig, *, stage: str = "train") -> dict[str, Any]:
+    """Run one stage and return its summary.
+
+    Args:
+        cfg: a composed config; `output_dir` must be set.
+        stage: name for the summary.
+
+    Returns:
+        What `summary.json` holds: stage, status, steps, seconds, tokens, flops, metrics, and the model's folder.
+    """
+    started = time.perf_counter()
+    config = plain(cfg)
+    folder = Path(config["output_dir"])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    start = starting_model(config)
+    L.seed_everything(config["seed"], verbose=False)
+    module, data = assemble(config, model=start or {"seed": config["seed"]} | config["model"])
+    trainer = build_trainer(config, module)
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint_to_resume(config), weights_only=True)
+    summary = summarise(config, stage, trainer, started)
+    if trainer.is_global_zero:
+        if config["save_model"]:
+            summary["model"] = str(module.policy.save(folder / "model"))
+        write_json(folder / "summary.json", summary)
+        print(f"{stage}: {summary['steps']} steps in {summary['seconds']:.0f} s; run directory {folder}", flush=True)
+        if config["compare"]:
+            summary["comparison"] = run_comparison(config, summary)
+            summary["seconds"] = time.perf_counter() - started
+            write_json(folder / "summary.json", summary)
+    return summary
+
+
+def starting_model(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what to load the first weights from, making the stage they come from if need be."""
+    source = config["init_from"]
+    if source is None:
+        return None
+    path = source if isinstance(source, str) else run_stage(config, source)["model"]
+    return {"name": "pretrained", "path": path, "dtype": "float32"} | (
+        {k: v for k, v in config["model"].items() if k in ("dtype", "lora", "gradient_checkpointing")}
+    )
+
+
+def run_stage(config: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the summary of a stage {experiment, overrides}, from the cache or by running it now."""
+    name = source["experiment"]
+    overrides = [f"experiment={name}", f"seed={config['seed']}", *source.get("overrides", [])]
+    cfg = compose_config([*overrides, f"cache_dir={config['cache_dir']}"])
+    folder = stage_folder(config["cache_dir"], name, OmegaConf.to_container(cfg, resolve=True))
+    if is_finished(folder):
+        return read_summary(folder) | {"cached": True}
+    print(f"{name}: making {folder}", flush=True)
+    cfg.output_dir, cfg.save_model, cfg.compare, cfg.resume = str(folder), True, None, True
+    return train(cfg, stage=name)
+
+
+def build_trainer(config: Mapping[str, Any], module: Any) -> L.Trainer:
+    """Build the Lightning trainer with its callbacks, loggers and strategy."""
+    node = dict(config["trainer"]) | {"default_root_dir": config["output_dir"]}
+    if node.get("profiler"):
+        node["profiler"] = instantiate(node["profiler"])
+    logger = list(instantiate_all(config["logger"]).values())
+    strategy = config["strategy"]
+    callbacks = list(instantiate_all(config["callbacks"]).values())
+    trainer = instantiate(
+        node
+        | {
+            "callbacks": callbacks,
+            "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
+            "logger": logger or False,
+            "strategy": instantiate(strategy) if "_target_" in strategy else strategy["name"],
+        }
+    )
+    if hasattr(module, "loader"):
+        plan, sampling = module.loader.plan, module.loader.sampling
+        parts = plan.num_parts(sampling.num_generations, trainer.world_size)
+        trainer.accumulate_grad_batches = parts // trainer.world_size
+    return trainer
+
+
+def checkpoint_to_resume(config: Mapping[str, Any]) -> str | None:
+    """Return the checkpoint to go on from, or None to start anew."""
+    if config["ckpt_path"]:
+        if not Path(config["ckpt_path"]).exists():
+            raise ValueError(f"ckpt_path: no checkpoint {config['ckpt_path']!r}")
+        return config["ckpt_path"]
+    found = latest_checkpoint(config["output_dir"]) if config["resume"] else None
+    return None if found is None else str(found)
+
+
+def summarise(config: Mapping[str, Any], stage: str, trainer: L.Trainer, started: float) -> dict[str, Any]:
+    """Collect what a finished fit has to say."""
+    throughput = config["callbacks"].get("throughput") and next(
+        (c for c in trainer.callbacks if type(c).__name__ == "Throughput"), None
+    )
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if torch.is_tensor(value)}
+    return {
+        "stage": stage,
+        "status": "finished",
+        "seed": config["seed"],
+        "steps": trainer.global_step,
+        "seconds": time.perf_counter() - started,
+        "tokens": throughput.tokens_sampled + throughput.tokens_trained if throughput else None,
+        "flops": throughput.flops if throughput else None,
+        "metrics": metrics,
+    }
+
+
+def run_comparison(config: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Evaluate the rows of the closing table, making the stages that are missing."""
+    node = config["compare"]
+    rows = []
+    for label, row in node["rows"].items():
+        if row.get("experiment"):
+            overrides = list(row.get("overrides", []))
+            if row.get("equal_compute"):
+                overrides.append(f"trainer.max_steps={equal_steps(config, row, summary)}")
+            made = run_stage(config, {"experiment": row["experiment"], "overrides": overrides})
+        elif row.get("start"):
+            made = {"model": starting_model(config)["path"]}
+        else:
+            made = summary
+        prompt = row.get("prompt") or config["prompt"]
+        rows.append(Row(label=label, model=made["model"], prompt=prompt, seconds=made.get("seconds")))
+    folder = config["output_dir"]
+    results = compare(config, rows, num_problems=node["num_problems"], folder=folder)
+    print(f"More: tensorboard --logdir {folder}   rollouts: {folder}/rollouts   table: {folder}/comparison.md")
+    return results
+
+
+def equal_steps(config: Mapping[str, Any], row: Mapping[str, Any], summary: Mapping[str, Any]) -> int:
+    """Return the supervised steps that cost as much as this run did."""
+    cfg = plain(compose_config([f"experiment={row['experiment']}", f"seed={config['seed']}"]))
+    module, data = assemble(cfg | {"evaluation": {"num_problems": 0}}, model=starting_model(config))
+    return steps_for_compute(summary["flops"], data, module.policy.num_parameters)
+
+
+@hydra.main(version_base="1.3", config_path="pkg://r1.configs", config_name="train")
+def _main(cfg: DictConfig) -> float | None:
+    cfg.output_dir = cfg.output_dir or HydraConfig.get().runtime.output_dir
+    summary = guarded(lambda: train(cfg), Path(cfg.output_dir), COMMAND)
+    return summary["metrics"].get("eval/pass@1")
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        _main()
+    except SystemExit as stop:
+        if stop.code and (hint := explain_overrides()):
+            print(hint, file=sys.stderr)
+        raise
+
+
+if __name__ == "__main__":
+    main()
