@@ -68,7 +68,7 @@ class Evaluator:
         rank, world = rank_and_world()
         prompts = [self.template.render(problem, policy.tokenizer) for problem in self.problems]
         self.engine.load_weights(policy)
-        groups = self.rewards.score(self.engine.generate(prompts[rank::world], self.sampling))
+        groups = self.rewards.score_groups(self.engine.generate(prompts[rank::world], self.sampling))
         return summarise(gather_strided(groups, len(prompts)))
 
 
