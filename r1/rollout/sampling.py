@@ -36,6 +36,9 @@ def sample_tokens(
     cumulative = probabilities.cumsum(dim=-1)
     thresholds = uniforms[:, None] * cumulative[:, -1:]
     tokens = torch.searchsorted(cumulative, thresholds, right=True).clamp_(max=logits.shape[1] - 1)
+    # An accelerator adds up in an order of its own, so the sum may rise on a token of probability 0.
+    drawn = probabilities.gather(1, tokens)
+    tokens = torch.where(drawn > 0, tokens, probabilities.argmax(dim=-1, keepdim=True))
     return tokens.squeeze(1), logps.gather(1, tokens).squeeze(1)
 
 
