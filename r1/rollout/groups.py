@@ -33,8 +33,9 @@ def is_stopped(token_ids: list[int], params: SamplingParams, tokenizer: Any) -> 
     """Whether one of the stop strings stands at the end of the completion so far."""
     if not params.stop:
         return False
-    # A stop string of n characters ends within the last n tokens, plus a margin for characters of several bytes.
-    window = max(map(len, params.stop)) + 4
+    # A token holds at least one byte, so a stop string of n bytes lies within the last n tokens; the margin takes in
+    # the rest of a character that the window would cut.
+    window = max(len(stop.encode()) for stop in params.stop) + 4
     tail = tokenizer.decode(token_ids[-window:])
     return any(stop in tail for stop in params.stop)
 
