@@ -26,6 +26,10 @@ def unsupported_reason(model: nn.Module) -> str | None:
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type", "default") in ("dynamic", "longrope"):
         return f"rope type {rope['rope_type']!r} changes with the length"
+    if config.hidden_act != "silu":
+        return f"activation {config.hidden_act!r} is not silu"
+    if type(model.get_output_embeddings()) is not nn.Linear or type(model.get_input_embeddings()) is not nn.Embedding:
+        return "embeddings that are not plain layers (adapters, quantised weights)"
     if not all(type(m) is nn.Linear for n, m in model.named_modules() if n.endswith("_proj")):
         return "projections that are not plain linear layers (adapters, quantised weights)"
     return None
