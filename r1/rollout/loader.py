@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from r1.advantages import dynamic_sampling_keep
 from r1.distributed import gather_strided, rank_and_world
 from r1.rollout.advantage import AdvantageEstimator
 from r1.rollout.base import RolloutEngine, mix_seed
@@ -154,7 +155,7 @@ class RolloutLoader:
             drawn += len(groups)
             if not self.plan.dynamic_sampling:
                 return groups
-            differ = (reward_matrix(groups).nan_to_num(nan=-1.0).std(dim=1, unbiased=False) > 0).tolist()
+            differ = dynamic_sampling_keep(reward_matrix(groups)).tolist()
             kept += [group for group, useful in zip(groups, differ, strict=True) if useful]
             if len(kept) == self.plan.num_prompts:
                 return kept
@@ -209,7 +210,7 @@ class RolloutLoader:
         return torch.stack([(old - ref).sum() for old, ref in pairs])
 
     def _check_variance(self, rewards: Tensor) -> None:
-        useful = bool((rewards.nan_to_num(nan=-1.0).std(dim=1, unbiased=False) > 0).any())
+        useful = bool(dynamic_sampling_keep(rewards).any())
         self.barren = 0 if useful else self.barren + 1
         if self.barren >= self.plan.max_zero_variance_rollouts:
             mean = float(rewards.nanmean())
