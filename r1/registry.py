@@ -24,6 +24,20 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
+def check_options(function: Callable[..., Any], options: Iterable[str], key: str) -> None:
+    """Check that a function takes each of these keyword-only arguments.
+
+    Raises:
+        ValueError: it does not; the message names the config key, the nearest option and all of them.
+    """
+    known = [n for n, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    for name in options:
+        if name not in known:
+            raise ValueError(
+                f"{key}.{name}: no such option.{did_you_mean(name, known)} It takes: {', '.join(known) or 'none'}"
+            )
+
+
 class RegistryError(ValueError):
     """A name that stands for nothing, or arguments that its factory does not take."""
 

@@ -16,7 +16,7 @@ from r1.losses.clipping import clip_stats
 from r1.losses.kl import kl_estimate
 from r1.losses.mismatch import mismatch_weights
 from r1.losses.policy import SURROGATES, off_policy_sequence_mask
-from r1.registry import did_you_mean
+from r1.registry import check_options, did_you_mean
 from r1.types import Experience
 
 
@@ -61,10 +61,12 @@ class PolicyObjective:
             )
         # An unknown option or value should stop the run before its first rollout, not after.
         probe = torch.zeros(1, 1)
+        check_options(SURROGATES[self.surrogate], self.options, "loss.options")
         SURROGATES[self.surrogate](probe, probe, torch.zeros(1), probe.bool(), **self.options)
         if self.kl_coef:
             kl_estimate(probe, probe, self.kl, old_logps=probe)
         if self.mismatch is not None:
+            check_options(mismatch_weights, self.mismatch_options, "loss.mismatch_options")
             mismatch_weights(probe, probe, probe.bool(), mode=self.mismatch, **self.mismatch_options)
 
     def __call__(self, logps: Tensor, batch: Experience) -> tuple[Tensor, dict[str, Tensor]]:

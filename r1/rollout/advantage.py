@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from r1.advantages import ADVANTAGES
-from r1.registry import did_you_mean
+from r1.registry import check_options, did_you_mean
 from r1.rollout.statistics import reward_matrix
 from r1.types import RolloutGroup
 
@@ -31,6 +31,7 @@ class AdvantageEstimator:
                 f"Expected one of {', '.join(ADVANTAGES)}"
             )
         self.name, self.weights, self.options = name, dict(weights), options
+        check_options(ADVANTAGES[name], options, "loss.advantage")
         probe = torch.tensor([[0.0, 1.0]])
         if name == "per_reward":
             ADVANTAGES[name](probe[..., None], torch.ones(1), **options)

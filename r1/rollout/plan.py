@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from r1.registry import did_you_mean
+
+OLD_LOGPS = ("auto", "sampler", "recompute")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutPlan:
@@ -33,6 +37,17 @@ class RolloutPlan:
     mask_truncated: bool = False
     kl_in_reward: float = 0.0
     max_zero_variance_rollouts: int = 20
+
+    def __post_init__(self) -> None:
+        lows = {"num_prompts": 1, "num_minibatches": 1, "num_iterations": 1, "max_zero_variance_rollouts": 1}
+        for key, low in (lows | {"micro_batch_size": 0, "dynamic_sampling": 0, "kl_in_reward": 0}).items():
+            if getattr(self, key) < low:
+                raise ValueError(f"algorithm.plan.{key} must be at least {low}, found {getattr(self, key)}")
+        if self.old_logps not in OLD_LOGPS:
+            raise ValueError(
+                f"algorithm.plan.old_logps: found {self.old_logps!r}.{did_you_mean(self.old_logps, OLD_LOGPS)} "
+                f"Expected one of {', '.join(OLD_LOGPS)}"
+            )
 
     def num_parts(self, num_generations: int, world: int) -> int:
         """Micro-batches per optimizer step over all ranks.
