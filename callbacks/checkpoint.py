@@ -32,6 +32,10 @@ class RunCheckpoint(Checkpoint):
         self.every_n_steps, self.keep, self.folder = every_n_steps, keep, folder
         self.last_step = -1
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Of the step that a run resumes at there is one already; another, amid the next step, would lack its gradients.
+        self.last_step = trainer.global_step
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
