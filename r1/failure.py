@@ -20,6 +20,7 @@ from r1.rollout.loader import ZeroVarianceError
 EXPECTED = (
     ValueError,
     FileNotFoundError,
+    FloatingPointError,
     ImportError,
     RewardError,
     GraderError,

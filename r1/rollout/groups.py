@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,20 @@ class Row:
     token_ids: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
     finish_reason: FinishReason = "length"
+
+    def append(self, token: int, logp: float) -> None:
+        """File a drawn token.
+
+        Raises:
+            FloatingPointError: the logits it was drawn from are not numbers.
+        """
+        if math.isnan(logp):
+            raise FloatingPointError(
+                f"the policy's logits became NaN after {len(self.token_ids)} tokens of a completion: training has "
+                "diverged (lower algorithm.optimizer.lr or trainer.gradient_clip_val) or the weights are damaged"
+            )
+        self.token_ids.append(token)
+        self.logps.append(logp)
 
 
 def start_rows(prompts: list[Prompt], params: SamplingParams) -> list[Row]:

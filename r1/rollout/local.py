@@ -151,8 +151,7 @@ class _Batch:
         ended = []
         for place, (token, logp) in enumerate(zip(tokens.tolist(), logps.tolist(), strict=True), start):
             row = self.rows[place]
-            row.token_ids.append(token)
-            row.logps.append(logp)
+            row.append(token, logp)
             if token in self.eos or is_stopped(row.token_ids, p, self.policy.tokenizer):
                 row.finish_reason = "stop"
                 ended.append(place)

@@ -44,6 +44,8 @@ class TransformersEngine:
 
     @torch.no_grad()
     def generate(self, prompts: list[Prompt], params: SamplingParams) -> list[RolloutGroup]:
+        if not prompts:
+            return []
         was_training = self.policy.training
         self.policy.eval()
         try:
@@ -111,8 +113,7 @@ class TransformersEngine:
         keep = []
         for k, (index, token, logp) in enumerate(zip(alive, tokens.tolist(), logps.tolist(), strict=True)):
             row = rows[index]
-            row.token_ids.append(token)
-            row.logps.append(logp)
+            row.append(token, logp)
             if token in self.policy.eos_token_ids or is_stopped(row.token_ids, params, self.policy.tokenizer):
                 row.finish_reason = "stop"
             elif len(row.token_ids) < params.max_tokens:
