@@ -123,7 +123,7 @@ def test_completions_depend_neither_on_the_batch_nor_on_the_other_prompts(name):
     for groups in variants:
         for key, completion in completions(groups).items():
             assert completion.token_ids == expected[key].token_ids, key
-            torch.testing.assert_close(completion.logps, expected[key].logps, rtol=0, atol=1e-6)
+            torch.testing.assert_close(completion.logps, expected[key].logps, rtol=0, atol=2e-6)
 
 
 def test_groups_come_back_in_the_order_of_the_prompts():
@@ -222,7 +222,7 @@ def test_models_it_would_decode_wrongly_are_refused(model, reason):
     )
     policy = Policy(AutoModelForCausalLM.from_config(config), byte_tokenizer())
     with pytest.raises(
-        ValueError, match=f"rollout.name=local cannot decode this model: {reason}.*rollout=transformers"
+        ValueError, match=rf"rollout.name=local cannot decode this model: {reason}.*rollout=transformers"
     ):
         ENGINES.build("local").load_weights(policy)
 
@@ -234,7 +234,7 @@ def test_a_policy_with_an_adapter_is_refused():
     policy = tiny_llama(**SIZES)
     for options in ({"r": 2, "alpha": 4}, {"r": 2, "alpha": 4, "target_modules": ["lm_head"]}):
         adapted = Policy(add_lora(tiny_llama(**SIZES).model, options), policy.tokenizer)
-        with pytest.raises(ValueError, match="cannot decode this model: .*adapters"):
+        with pytest.raises(ValueError, match=r"cannot decode this model: .*adapters"):
             ENGINES.build("local").load_weights(adapted)
 
 
