@@ -6,8 +6,10 @@ python -m r1.train experiment=NAME key=value ...          any recipe of configs/
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import Checkpoint
 from omegaconf import DictConfig, OmegaConf
+from transformers.utils import logging as transformers_logging
 
 from r1.config import compose_config, explain_overrides, instantiate, instantiate_all, plain
 from r1.failure import guarded
@@ -40,6 +43,8 @@ def train(cfg: DictConfig, *, stage: str = "train") -> dict[str, Any]:
     """
     started = time.perf_counter()
     config = plain(cfg)
+    if config["num_threads"]:
+        torch.set_num_threads(config["num_threads"])
     folder = Path(config["output_dir"])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
@@ -166,6 +171,17 @@ def equal_steps(config: Mapping[str, Any], row: Mapping[str, Any], summary: Mapp
     return steps_for_compute(summary["flops"], data, module.policy.num_parameters)
 
 
+def hush() -> None:
+    """Keep libraries from talking over the run: their hints are about choices that r1 made on purpose."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    transformers_logging.disable_progress_bar()
+    for message in (".*have no `val_dataloader`.*", ".*You have overridden `transfer_batch_to_device`.*"):
+        warnings.filterwarnings("ignore", message)
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+
+
 @hydra.main(version_base="1.3", config_path="pkg://r1.configs", config_name="train")
 def _main(cfg: DictConfig) -> float | None:
     cfg.output_dir = cfg.output_dir or HydraConfig.get().runtime.output_dir
@@ -175,6 +191,7 @@ def _main(cfg: DictConfig) -> float | None:
 
 def main() -> None:
     """Run the command line."""
+    hush()
     try:
         _main()
     except SystemExit as stop:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -227,12 +228,23 @@ class TraceLoader:
     Batches are counted over all epochs. The remainder of an epoch that fills no batch on every rank is left out; the
     next epoch's shuffle leaves out others. Its state is the position, so a run that is killed continues exactly.
 
+    Args:
+        dataset: the demonstrations.
+        batch_size: traces per batch and rank.
+        seed: of the order.
+        bucket_batches: batches over which traces are sorted by length before they are dealt out, in shuffled order; 1
+            does not sort. Batches of like length hold little padding. Aggregate with `constant` then: a token mean
+            would give the tokens of short traces more weight.
+
     Raises:
         ValueError: fewer examples than one batch on every rank.
     """
 
-    def __init__(self, dataset: TraceDataset, *, batch_size: int, seed: int = 0) -> None:
+    def __init__(self, dataset: TraceDataset, *, batch_size: int, seed: int = 0, bucket_batches: int = 1) -> None:
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
+        self.bucket_batches = bucket_batches
+        if bucket_batches < 1:
+            raise ValueError(f"bucket_batches must be at least 1, found {bucket_batches}")
         self.rank, self.world = rank_and_world()
         if batch_size < 1 or len(dataset) < batch_size * self.world:
             raise ValueError(
@@ -242,6 +254,7 @@ class TraceLoader:
         self.position = 0
         self._is_resuming = False
         self._order: tuple[int, torch.Tensor] | None = None
+        self._bucket: tuple[tuple[int, int], list[list[TraceExample]]] | None = None
 
     def __len__(self) -> int:
         return len(self.dataset) // (self.batch_size * self.world)
@@ -258,16 +271,33 @@ class TraceLoader:
     def batch_at(self, position: int) -> TraceBatch:
         """Return this rank's batch number `position`."""
         epoch, number = divmod(position, len(self))
-        begin = (number * self.world + self.rank) * self.batch_size
-        indices = self._shuffled(epoch)[begin : begin + self.batch_size].tolist()
-        return collate_traces([self.dataset[i] for i in indices], self.dataset.pad_id)
+        bucket, offset = divmod(number, self.bucket_batches)
+        batches = self._batches(epoch, bucket)
+        return collate_traces(batches[offset * self.world + self.rank], self.dataset.pad_id)
+
+    def _batches(self, epoch: int, bucket: int) -> list[list[TraceExample]]:
+        """Return the batches of all ranks in one bucket."""
+        if self._bucket is None or self._bucket[0] != (epoch, bucket):
+            size = self.batch_size * self.world
+            begin = bucket * self.bucket_batches * size
+            end = min(begin + self.bucket_batches * size, len(self) * size)
+            examples = [self.dataset[i] for i in self._shuffled(epoch)[begin:end].tolist()]
+            if self.bucket_batches > 1:
+                examples.sort(key=lambda e: len(e.prompt_ids) + len(e.completion_ids))
+            steps = [examples[i : i + size] for i in range(0, len(examples), size)]
+            if self.bucket_batches > 1:
+                random.Random(f"{self.seed}/{epoch}/{bucket}").shuffle(steps)
+            width = self.batch_size
+            batches = [step[i : i + width] for step in steps for i in range(0, size, width)]
+            self._bucket = ((epoch, bucket), batches)
+        return self._bucket[1]
 
     def state_dict(self) -> dict[str, int]:
         return {"seed": self.seed, "position": self.position}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         self.seed, self.position = state["seed"], state["position"]
-        self._order = None
+        self._order = self._bucket = None
         self._is_resuming = True
 
     def _shuffled(self, epoch: int) -> torch.Tensor:
@@ -282,13 +312,13 @@ class TraceDataModule(LightningDataModule):
 
     Args:
         dataset: the demonstrations.
-        batch_size: traces per micro-batch and rank.
-        seed: of the order.
+        batch_size, seed, bucket_batches: see TraceLoader.
     """
 
-    def __init__(self, dataset: TraceDataset, *, batch_size: int, seed: int = 0) -> None:
+    def __init__(self, dataset: TraceDataset, *, batch_size: int, seed: int = 0, bucket_batches: int = 1) -> None:
         super().__init__()
-        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
+        self.dataset = dataset
+        self.options = {"batch_size": batch_size, "seed": seed, "bucket_batches": bucket_batches}
 
     def train_dataloader(self) -> TraceLoader:
-        return TraceLoader(self.dataset, batch_size=self.batch_size, seed=self.seed)
+        return TraceLoader(self.dataset, **self.options)

@@ -29,6 +29,7 @@ from r1.tasks import TASKS
 from r1.types import SamplingParams
 
 ALGORITHMS = Registry("algorithm")
+_DATA_KEYS = ("style", "split", "path", "batch_size", "num_examples", "bucket_batches")
 
 Config = Mapping[str, Any]
 
@@ -179,7 +180,7 @@ def grpo(config: Config, parts: Parts) -> tuple[GRPOModule, None]:
 def sft(config: Config, parts: Parts) -> tuple[SFTModule, TraceDataModule]:
     """Supervised fine-tuning on traces of a file, or on those the task writes itself."""
     algorithm = check_keys(config["algorithm"], ("name", "data", "optimizer", "aggregation", "max_length"), "algorithm")
-    data = check_keys(algorithm["data"], ("style", "split", "path", "batch_size", "num_examples"), "algorithm.data")
+    data = check_keys(algorithm["data"], _DATA_KEYS, "algorithm.data")
     if data.get("path"):
         dataset = FileTraces(parts.policy.tokenizer, path=data["path"], template=parts.template)
     else:
@@ -199,7 +200,12 @@ def sft(config: Config, parts: Parts) -> tuple[SFTModule, TraceDataModule]:
         optimizer=algorithm.get("optimizer"),
         evaluator=parts.evaluator,
     )
-    return module, TraceDataModule(dataset, batch_size=data.get("batch_size", 64), seed=config["seed"])
+    return module, TraceDataModule(
+        dataset,
+        batch_size=data.get("batch_size", 64),
+        seed=config["seed"],
+        bucket_batches=data.get("bucket_batches", 1),
+    )
 
 
 def check_keys(node: Config, known: tuple[str, ...], key: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class HubTask(TextTask):
         train_split, test_split: splits of the data set; without test_split the test problems are hashed out of
             train_split.
         prompt_key, answer_key: columns; by default the first of the usual names that is there.
-        name: what logs call the task; by default the last part of `path`.
+        label: what logs call the task; by default the last part of `path`.
         shares: of the splits, by default 0.9 train and 0.1 test, or all train with `test_split`.
 
     Raises:
@@ -41,11 +41,11 @@ class HubTask(TextTask):
         test_split: str | None = None,
         prompt_key: str | None = None,
         answer_key: str | None = None,
-        name: str | None = None,
+        label: str | None = None,
         shares: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(
-            name=name or Path(path).name,
+            name=label or Path(path).name,
             prompt_key=prompt_key,
             answer_key=answer_key,
             shares=shares,

@@ -84,10 +84,10 @@ class JsonlTask(TextTask):
     With `test_path`, a question of the test file is dropped from the other file (`num_overlapping` counts them).
 
     Args:
-        path: the file.
+        path: the file, or a folder that holds `<dataset>_train.jsonl` and perhaps `<dataset>_test.jsonl`, at any depth.
         test_path: file of the test split.
         prompt_key, answer_key: columns; by default the first of the usual names that is there.
-        name: what logs call the task; by default the file's name without its ending.
+        dataset: what logs call the task; by default the file's name without its ending.
         broken_lines: "raise" or "skip".
         shares: of the splits, by default 0.9 train and 0.1 test, or all train with `test_path`.
 
@@ -102,12 +102,14 @@ class JsonlTask(TextTask):
         test_path: str | None = None,
         prompt_key: str | None = None,
         answer_key: str | None = None,
-        name: str | None = None,
+        dataset: str | None = None,
         broken_lines: BrokenLines = "raise",
         shares: Mapping[str, float] | None = None,
     ) -> None:
+        if Path(path).is_dir():
+            path, test_path = _files_in(Path(path), dataset, test_path)
         super().__init__(
-            name=name or Path(path).stem,
+            name=dataset or Path(path).stem,
             prompt_key=prompt_key,
             answer_key=answer_key,
             shares=shares,
@@ -130,6 +132,21 @@ class JsonlTask(TextTask):
         return read_jsonl(
             file, lambda row, where: self.problem_of(row, prompt, answer, where), broken_lines=self.broken_lines
         )
+
+
+def _files_in(folder: Path, dataset: str | None, test_path: str | None) -> tuple[str, str | None]:
+    """Return the training and test file of a data set in a folder."""
+    found = {file.stem.removesuffix("_train"): file for file in sorted(folder.rglob("*_train.jsonl"))}
+    if dataset is None or dataset not in found:
+        asked = (
+            "dataset is not set"
+            if dataset is None
+            else f"no {dataset}_train.jsonl in it.{did_you_mean(dataset, found)}"
+        )
+        listed = ", ".join(found) or "none"
+        raise ValueError(f"path {folder} is a folder and {asked}. Data sets with a *_train.jsonl there: {listed}")
+    beside = found[dataset].with_name(f"{dataset}_test.jsonl")
+    return str(found[dataset]), test_path or (str(beside) if beside.is_file() else None)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -27,7 +27,7 @@ def test_a_data_set_saved_on_disk_is_split_by_hash(tmp_path, rows):
 def test_a_test_split_of_its_own_is_used(tmp_path, rows):
     parts = datasets.DatasetDict({"train": rows.select(range(50)), "validation": rows.select(range(45, 60))})
     parts.save_to_disk(tmp_path / "sums")
-    task = TASKS.build("hub", path=str(tmp_path / "sums"), test_split="validation", name="s")
+    task = TASKS.build("hub", path=str(tmp_path / "sums"), test_split="validation", label="s")
     assert (task.num_problems("train"), task.num_problems("test"), task.num_overlapping) == (45, 15, 5)
     with pytest.raises(ValueError, match=r"no split 'validaton' \(test_split\). Did you mean 'validation'"):
         TASKS.build("hub", path=str(tmp_path / "sums"), test_split="validaton")

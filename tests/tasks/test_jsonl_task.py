@@ -129,7 +129,18 @@ def test_a_missing_file_names_the_nearest(tmp_path):
         TASKS.build("jsonl", path=str(tmp_path / "gsm8.jsonl"))
     with pytest.raises(ValueError, match="has no 'nowhere'"):
         TASKS.build("jsonl", path=str(tmp_path / "nowhere" / "gsm8k.jsonl"))
-    with pytest.raises(ValueError, match=r"found a folder: .* It holds gsm8k.jsonl"):
+
+
+def test_a_folder_gives_the_files_of_the_data_set_asked_for(tmp_path):
+    (tmp_path / "math").mkdir()
+    for name in ("gsm8k_train", "gsm8k_test", "math_train"):
+        write(tmp_path / "math" / f"{name}.jsonl", row(1 if name.startswith("gsm8k_test") else 2))
+    task = TASKS.build("jsonl", path=str(tmp_path), dataset="gsm8k")
+    assert task.name == "gsm8k"
+    assert (task.num_problems("train"), task.num_problems("test")) == (1, 1)
+    with pytest.raises(ValueError, match=r"no gsm8_train.jsonl in it\. Did you mean 'gsm8k'"):
+        TASKS.build("jsonl", path=str(tmp_path), dataset="gsm8")
+    with pytest.raises(ValueError, match="dataset is not set"):
         TASKS.build("jsonl", path=str(tmp_path))
 
 
