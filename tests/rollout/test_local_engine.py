@@ -33,21 +33,20 @@ def llama_with(**changes):
     return Policy(AutoModelForCausalLM.from_config(config), byte_tokenizer())
 
 
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
 MODELS = {
     "llama": lambda: tiny_llama(**SIZES),
     "llama_gqa_untied": lambda: tiny_llama(**SIZES, num_kv_heads=2, tie_word_embeddings=False),
     "llama_biased": lambda: llama_with(attention_bias=True, mlp_bias=True),
     "llama_wide_heads": lambda: llama_with(head_dim=16),
-    "llama3_rope": lambda: llama_with(
-        rope_parameters={
-            "rope_type": "llama3",
-            "rope_theta": 10000.0,
-            "factor": 4.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 16,
-        }
-    ),  # fmt: skip
+    "llama3_rope": lambda: llama_with(rope_parameters=LLAMA3_ROPE),
     "qwen2": lambda: tiny_qwen2(**SIZES),
     "qwen2_multi_query": lambda: tiny_qwen2(**SIZES, num_kv_heads=1),
     "qwen3": lambda: tiny_qwen3(**SIZES, num_kv_heads=2),
@@ -236,6 +235,16 @@ def test_a_policy_with_an_adapter_is_refused():
         adapted = Policy(add_lora(tiny_llama(**SIZES).model, options), policy.tokenizer)
         with pytest.raises(ValueError, match=r"cannot decode this model: .*adapters"):
             ENGINES.build("local").load_weights(adapted)
+
+
+@pytest.mark.parametrize("engine", ["local", "transformers"])
+def test_weights_that_are_no_numbers_stop_the_rollout(engine):
+    policy = tiny_llama(**SIZES)
+    policy.model.model.norm.weight.data[0] = float("nan")
+    built = ENGINES.build(engine)
+    built.load_weights(policy)
+    with pytest.raises(FloatingPointError, match="logits became NaN after 0 tokens"):
+        built.generate(PROMPTS, SamplingParams(max_tokens=4))
 
 
 def test_new_weights_are_used_after_load_weights():
