@@ -21,7 +21,7 @@ class TrainConfig:
         seed: of everything: initial weights, problems, completions, shuffles.
         output_dir: run directory; the Hydra run directory when null.
         cache_dir: where stages that a run starts from are kept and reused.
-        num_threads: threads of a process on the CPU; null leaves it to torch. Results can depend on it in the last bits.
+        num_threads: threads of a process on the CPU (null: torch decides); results depend on it in the last bits.
         resume: continue from the last checkpoint in the run directory, if there is one.
         ckpt_path: continue from this checkpoint.
         init_from: directory of a saved model to start from, or {experiment: name, overrides: [...]} of a stage that

@@ -36,6 +36,7 @@ class GRPOModule(PolicyModule):
         self.loader, self.objective, self.reference, self.log_entropy = loader, objective, reference, log_entropy
 
     def train_dataloader(self) -> RolloutLoader:
+        self.loader.precision = self.trainer.precision_plugin.forward_context
         return self.loader
 
     def on_train_batch_start(self, batch: Experience, batch_idx: int) -> None:

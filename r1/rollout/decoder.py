@@ -57,24 +57,25 @@ def _joined(*linears: nn.Linear) -> tuple[Tensor, Tensor | None]:
     return weight, bias
 
 
-def _read_layer(block: Any) -> _Layer:
+def _read_layer(block: Any, dtype: torch.dtype) -> _Layer:
     attention, mlp = block.self_attn, block.mlp
     qkv, qkv_bias = _joined(attention.q_proj, attention.k_proj, attention.v_proj)
     gate_up, gate_up_bias = _joined(mlp.gate_proj, mlp.up_proj)
-    return _Layer(
-        input_norm=block.input_layernorm.weight,
-        qkv=qkv,
-        qkv_bias=qkv_bias,
-        q_norm=attention.q_norm.weight if hasattr(attention, "q_norm") else None,
-        k_norm=attention.k_norm.weight if hasattr(attention, "k_norm") else None,
-        o=attention.o_proj.weight,
-        o_bias=attention.o_proj.bias,
-        post_norm=block.post_attention_layernorm.weight,
-        gate_up=gate_up,
-        gate_up_bias=gate_up_bias,
-        down=mlp.down_proj.weight,
-        down_bias=mlp.down_proj.bias,
-    )
+    tensors = {
+        "input_norm": block.input_layernorm.weight,
+        "qkv": qkv,
+        "qkv_bias": qkv_bias,
+        "q_norm": attention.q_norm.weight if hasattr(attention, "q_norm") else None,
+        "k_norm": attention.k_norm.weight if hasattr(attention, "k_norm") else None,
+        "o": attention.o_proj.weight,
+        "o_bias": attention.o_proj.bias,
+        "post_norm": block.post_attention_layernorm.weight,
+        "gate_up": gate_up,
+        "gate_up_bias": gate_up_bias,
+        "down": mlp.down_proj.weight,
+        "down_bias": mlp.down_proj.bias,
+    }
+    return _Layer(**{name: None if t is None else t.to(dtype) for name, t in tensors.items()})
 
 
 class Decoder:
@@ -84,11 +85,12 @@ class Decoder:
     """
 
     @torch.no_grad()
-    def __init__(self, model: nn.Module, max_length: int) -> None:
+    def __init__(self, model: nn.Module, max_length: int, *, dtype: torch.dtype | None = None) -> None:
         """
         Args:
             model: a transformers causal LM for which `unsupported_reason` is None.
             max_length: L, longest prompt + completion that will be decoded.
+            dtype: to decode in; by default that of the weights.
         """
         config, backbone = model.config, model.model
         self.num_heads = config.num_attention_heads
@@ -96,10 +98,11 @@ class Decoder:
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.num_heads
         self.eps = config.rms_norm_eps
         self.max_length = max_length
-        self.embedding = backbone.embed_tokens.weight
-        self.layers = [_read_layer(block) for block in backbone.layers]
-        self.norm = backbone.norm.weight
-        self.head = model.get_output_embeddings().weight
+        dtype = dtype or backbone.embed_tokens.weight.dtype
+        self.embedding = backbone.embed_tokens.weight.to(dtype)
+        self.layers = [_read_layer(block, dtype) for block in backbone.layers]
+        self.norm = backbone.norm.weight.to(dtype)
+        self.head = model.get_output_embeddings().weight.to(dtype)
         positions = torch.arange(max_length, device=self.embedding.device)[None]
         cos, sin = backbone.rotary_emb(self.embedding, position_ids=positions)
         # Both halves of transformers' tables are equal; the rotation below needs one.

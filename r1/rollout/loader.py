@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -73,6 +74,8 @@ class RolloutLoader:
         self.advantage, self.aggregation = advantage, aggregation
         self.policy, self.reference = policy, reference
         self.sampling, self.plan, self.keep_rollout_logps = sampling, plan, keep_rollout_logps
+        # The training step's autocast, set by the module: old and new logps must come from the same arithmetic.
+        self.precision: Callable[[], AbstractContextManager[Any]] = nullcontext
         self.reward_seconds = 0.0
         self.num_rollouts = 0
         self.barren = 0
@@ -181,7 +184,11 @@ class RolloutLoader:
     def _policy_logps(self) -> None:
         """Fill old and reference logps, in the very micro-batches that will be trained on."""
         buffer, plan = self.buffer, self.plan
-        exact = plan.old_logps == "sampler" or (plan.old_logps == "auto" and self.engine.exact_logps)
+        with self.precision():
+            same_arithmetic = not torch.is_autocast_enabled(self.policy.model.device.type)
+        exact = plan.old_logps == "sampler" or (
+            plan.old_logps == "auto" and self.engine.exact_logps and same_arithmetic
+        )
         if exact:
             buffer.old_logps = list(buffer.rollout_logps)
         passes = [] if exact else [("old_logps", lambda *a, **k: self.policy(*a, **k)[0])]
@@ -200,9 +207,10 @@ class RolloutLoader:
     def _row_logps(self, logps_of: Callable[..., Tensor], rows: list[int]) -> list[Tensor]:
         input_ids, prompt_lengths, mask = self.buffer.layout(rows, self.policy.pad_token_id)
         device = self.policy.model.device
-        logps = logps_of(
-            input_ids.to(device), prompt_lengths.to(device), mask.to(device), temperature=self.sampling.temperature
-        )
+        with self.precision():
+            logps = logps_of(
+                input_ids.to(device), prompt_lengths.to(device), mask.to(device), temperature=self.sampling.temperature
+            )
         return [values[keep] for values, keep in zip(logps.float().cpu(), mask, strict=True)]
 
     def _sequence_kl(self) -> Tensor:

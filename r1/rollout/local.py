@@ -15,11 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from r1.registry import did_you_mean
 from r1.rollout.base import ENGINES, uniform_stream
 from r1.rollout.decoder import Decoder, unsupported_reason
 from r1.rollout.groups import Row, assemble_groups, is_stopped, start_rows
 from r1.rollout.sampling import sample_tokens
 from r1.types import Prompt, RolloutGroup, SamplingParams
+
+DTYPES = {None: None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(slots=True)
@@ -37,17 +40,23 @@ class LocalEngine:
 
     Args:
         max_batch_size: places in the decoding batch; also bounds the key-value cache.
+        dtype: to decode in ("bfloat16" halves the traffic of float32 weights); by default that of the weights.
     """
 
-    def __init__(self, *, max_batch_size: int = 256) -> None:
+    def __init__(self, *, max_batch_size: int = 256, dtype: str | None = None) -> None:
         if max_batch_size < 1:
             raise ValueError(f"rollout.max_batch_size must be at least 1, found {max_batch_size}")
+        if dtype not in DTYPES:
+            raise ValueError(f"rollout.dtype: found {dtype!r}.{did_you_mean(str(dtype), map(str, DTYPES))}")
         self.max_batch_size = max_batch_size
+        self.dtype = DTYPES[dtype]
         self.policy: Any = None
 
     @property
     def exact_logps(self) -> bool:
-        return self.policy is not None and self.policy.model.dtype in (torch.float32, torch.float64)
+        if self.policy is None or self.policy.model.dtype not in (torch.float32, torch.float64):
+            return False
+        return self.dtype in (None, self.policy.model.dtype)
 
     def load_weights(self, policy: Any) -> None:
         reason = unsupported_reason(policy.model)
@@ -65,7 +74,7 @@ class LocalEngine:
         if not prompts:
             return []
         rows = start_rows(prompts, params)
-        batch = _Batch(self.policy, prompts, params, min(self.max_batch_size, len(rows)))
+        batch = _Batch(self.policy, prompts, params, min(self.max_batch_size, len(rows)), self.dtype)
         batch.run(deque(rows))
         return assemble_groups(prompts, rows, params, self.policy)
 
@@ -73,11 +82,13 @@ class LocalEngine:
 class _Batch:
     """The rows being decoded. Places 0..n-1 are busy; a freed place is filled by the last busy one."""
 
-    def __init__(self, policy: Any, prompts: list[Prompt], params: SamplingParams, num_places: int) -> None:
+    def __init__(
+        self, policy: Any, prompts: list[Prompt], params: SamplingParams, num_places: int, dtype: torch.dtype | None
+    ) -> None:
         self.policy, self.prompts, self.params = policy, prompts, params
         self.num_places = num_places
         longest = max(len(prompt.token_ids) for prompt in prompts)
-        self.decoder = Decoder(policy.model, longest + params.max_tokens)
+        self.decoder = Decoder(policy.model, longest + params.max_tokens, dtype=dtype)
         self.device = policy.model.device
         self.cache = self.decoder.allocate_cache(num_places)
         self.rows: list[Row] = []

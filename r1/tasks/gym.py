@@ -58,6 +58,10 @@ class GymTask(GeneratedTask):
         answer = "" if entry["answer"] is None else str(entry["answer"])
         return Problem(prompt=entry["question"], answer=answer, task=self.name, metadata={"entry": entry})
 
+    def warm_up(self) -> None:
+        """Open the data set in a grader's worker before its first deadline runs."""
+        self._open()
+
     def verify(self, problem: Problem, answer_text: str) -> float:
         if self._evaluates and not is_harmless(answer_text):
             return 0.0
