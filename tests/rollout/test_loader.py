@@ -255,7 +255,7 @@ def test_kl_in_the_reward_is_taken_off_before_the_advantage(make_policy, make_lo
 
 
 def test_truncated_completions_leave_the_loss_when_masked(make_policy, make_loader):
-    kept, masked = (list(make_loader(make_policy(), mask_truncated=flag))[0] for flag in (False, True))
+    kept, masked = (next(iter(make_loader(make_policy(), mask_truncated=flag))) for flag in (False, True))
     truncated = kept.mask.sum(1) == 12
     truncated &= ~torch.isin(kept.input_ids[:, -1], torch.tensor(make_policy().eos_token_ids))
     assert 0 < truncated.sum() < 16
@@ -323,7 +323,7 @@ def test_rollouts_are_the_same_in_every_run(make_policy, make_loader):
 
 
 def test_group_of_one_is_refused(make_policy, make_loader):
-    with pytest.raises(ValueError, match="num_generations|G = 1|at least 2"):
+    with pytest.raises(ValueError, match="at least 2"):
         list(make_loader(make_policy(), sampling={"num_generations": 1}))
 
 
