@@ -1,0 +1,126 @@
+"""SFT under a real Lightning Trainer on the CPU."""
+
+import math
+
+import lightning as L
+import pytest
+import torch
+
+from r1.callbacks.checkpoint import RunCheckpoint
+from r1.data.traces import TaskTraces, TraceDataModule
+from r1.modules.optimizer import OptimizerSettings
+from r1.modules.sft import SFTModule
+from r1.prompts import TEMPLATES
+from r1.tasks import TASKS
+
+
+def data_module(policy, *, batch_size, num_examples=64):
+    dataset = TaskTraces(
+        policy.tokenizer, template=TEMPLATES.build("plain"), task=TASKS.build("chain"), style="clean",
+        split="train", num_examples=num_examples,
+    )  # fmt: skip
+    return TraceDataModule(dataset, batch_size=batch_size, seed=2)
+
+
+def fit(
+    tmp_path, policy, *, max_steps, batch_size=8, accumulate=1, ckpt_path=None, callbacks=(), num_examples=64, **sft
+):
+    settings = {"lr": 1e-2, "schedule": "cosine", "warmup_steps": 2}
+    module = SFTModule(policy=policy, optimizer=settings, **sft)
+    trainer = L.Trainer(
+        accelerator="cpu", devices=1, max_steps=max_steps, max_epochs=-1, accumulate_grad_batches=accumulate,
+        num_sanity_val_steps=0, logger=False, callbacks=list(callbacks), log_every_n_steps=1,
+        enable_checkpointing=bool(callbacks), enable_progress_bar=False, enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )  # fmt: skip
+    data = data_module(policy, batch_size=batch_size, num_examples=num_examples)
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    return module, trainer
+
+
+def test_training_lowers_the_loss_it_logs(tmp_path, make_policy):
+    losses = []
+
+    class Losses(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            losses.append(float(trainer.callback_metrics["train/loss"]))
+
+    _, trainer = fit(tmp_path, make_policy(initializer_range=0.02), max_steps=20, callbacks=[Losses(), RunCheckpoint()])
+    assert losses[0] == pytest.approx(math.log(264), abs=0.1)  # an untrained model spreads over 264 tokens
+    assert losses[-1] < 0.7 * losses[0]
+    assert {"train/loss", "train/nll", "train/grad_norm"} <= trainer.callback_metrics.keys()
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "max_length"), [("token_mean", None), ("sequence_mean", None), ("constant", 30)]
+)
+def test_the_loss_is_the_negative_log_likelihood_of_the_completion(tmp_path, make_policy, aggregation, max_length):
+    policy = make_policy()
+    module, _ = fit(tmp_path, policy, max_steps=1, aggregation=aggregation, max_length=max_length)
+    fresh = make_policy()
+    batch = data_module(fresh, batch_size=8).train_dataloader().batch_at(0)
+    rows = []
+    for ids, start, mask in zip(batch.input_ids, batch.prompt_lengths, batch.mask, strict=True):
+        end = int(start) + int(mask.sum())
+        nll = torch.nn.functional.cross_entropy(
+            fresh.model(input_ids=ids[None, :end]).logits[0, int(start) - 1 : -1],
+            ids[int(start) : end],
+            reduction="none",
+        )
+        assert ids[end - 1] == fresh.tokenizer.eos_token_id
+        rows.append(nll)
+    expected = {
+        "token_mean": lambda: torch.cat(rows).mean(),
+        "sequence_mean": lambda: torch.stack([r.mean() for r in rows]).mean(),
+        "constant": lambda: torch.stack([r.sum() for r in rows]).sum() / (8 * 30),
+    }[aggregation]()
+    assert float(module.trainer.callback_metrics["train/loss"]) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_gradient_accumulation_gives_the_weights_of_one_large_batch(tmp_path, make_policy):
+    # `constant` weighs every token of every batch alike, so two batches of 4 are one of 8. In float64.
+    settings = {"max_steps": 3, "aggregation": "constant", "max_length": 30}
+    one, _ = fit(tmp_path, make_policy().double(), batch_size=8, **settings)
+    two, _ = fit(tmp_path, make_policy().double(), batch_size=4, accumulate=2, **settings)
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 6])
+def test_a_run_resumed_anywhere_ends_bit_for_bit_where_the_unbroken_one_does(tmp_path, make_policy, step):
+    # 64 examples in batches of 8, two a step: an epoch is 4 steps, so step 4 ends one and 6 lies in the second.
+    settings = {"max_steps": 7, "accumulate": 2}
+    whole, _ = fit(tmp_path / "whole", make_policy(), callbacks=[RunCheckpoint(every_n_steps=1, keep=10)], **settings)
+    path = tmp_path / "whole" / "checkpoints" / f"step_{step:08d}.ckpt"
+    resumed, trainer = fit(
+        tmp_path / "resumed", make_policy(), ckpt_path=path,
+        callbacks=[RunCheckpoint(every_n_steps=1, keep=10)], **settings,
+    )  # fmt: skip
+    assert trainer.global_step == 7
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    assert any(
+        not torch.equal(a, b) for a, b in zip(whole.policy.parameters(), make_policy().parameters(), strict=True)
+    )
+
+
+def test_the_schedule_counts_optimizer_steps():
+    settings = OptimizerSettings(lr=1.0, schedule="linear", warmup_steps=2, final_ratio=0.5)
+    # Warm-up to 1/3 and 2/3; then from 1 down to 0.5 over the 4 steps that are left of 6.
+    found = [settings.factor(step, 6) for step in range(7)]
+    assert found == pytest.approx([1 / 3, 2 / 3, 1.0, 0.875, 0.75, 0.625, 0.5])
+    cosine = OptimizerSettings(schedule="cosine", final_ratio=0.1)
+    assert [cosine.factor(step, 2) for step in range(3)] == pytest.approx([1.0, 0.55, 0.1])
+    assert OptimizerSettings().factor(10**6, -1) == 1.0
+
+
+def test_weight_decay_spares_norms_and_biases(make_policy):
+    policy = make_policy()
+    optimizer, _ = OptimizerSettings(weight_decay=0.1).build(policy.parameters(), 10)
+    decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    for name, parameter in policy.named_parameters():
+        assert (id(parameter) in decayed) == ("norm" not in name), name
+
+
+def test_an_unknown_schedule_is_refused():
+    with pytest.raises(ValueError, match="algorithm.optimizer.schedule='cosin' is not one of"):
+        OptimizerSettings(schedule="cosin")
