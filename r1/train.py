@@ -60,7 +60,7 @@ def train(cfg: DictConfig, *, stage: str = "train") -> dict[str, Any]:
         write_json(folder / "summary.json", summary)
         print(f"{stage}: {summary['steps']} steps in {summary['seconds']:.0f} s; run directory {folder}", flush=True)
         if config["compare"]:
-            summary["comparison"] = run_comparison(config, summary)
+            summary["comparison"] = run_comparison(config, summary, start)
             summary["seconds"] = time.perf_counter() - started
             write_json(folder / "summary.json", summary)
     return summary
@@ -142,7 +142,9 @@ def summarise(config: Mapping[str, Any], stage: str, trainer: L.Trainer, started
     }
 
 
-def run_comparison(config: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
+def run_comparison(
+    config: Mapping[str, Any], summary: Mapping[str, Any], start: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """Evaluate the rows of the closing table, making the stages that are missing."""
     node = config["compare"]
     rows = []
@@ -150,10 +152,10 @@ def run_comparison(config: Mapping[str, Any], summary: Mapping[str, Any]) -> dic
         if row.get("experiment"):
             overrides = list(row.get("overrides", []))
             if row.get("equal_compute"):
-                overrides.append(f"trainer.max_steps={equal_steps(config, row, summary)}")
+                overrides.append(f"trainer.max_steps={equal_steps(config, row, summary, start)}")
             made = run_stage(config, {"experiment": row["experiment"], "overrides": overrides})
         elif row.get("start"):
-            made = {"model": starting_model(config)["path"]}
+            made = {"model": start["path"]}
         else:
             made = summary
         prompt = row.get("prompt") or config["prompt"]
@@ -164,10 +166,12 @@ def run_comparison(config: Mapping[str, Any], summary: Mapping[str, Any]) -> dic
     return results
 
 
-def equal_steps(config: Mapping[str, Any], row: Mapping[str, Any], summary: Mapping[str, Any]) -> int:
+def equal_steps(
+    config: Mapping[str, Any], row: Mapping[str, Any], summary: Mapping[str, Any], start: Mapping[str, Any]
+) -> int:
     """Return the supervised steps that cost as much as this run did."""
     cfg = plain(compose_config([f"experiment={row['experiment']}", f"seed={config['seed']}"]))
-    module, data = assemble(cfg | {"evaluation": {"num_problems": 0}}, model=starting_model(config))
+    module, data = assemble(cfg | {"evaluation": {"num_problems": 0}}, model=start)
     return steps_for_compute(summary["flops"], data, module.policy.num_parameters)
 
 
