@@ -122,5 +122,5 @@ def test_weight_decay_spares_norms_and_biases(make_policy):
 
 
 def test_an_unknown_schedule_is_refused():
-    with pytest.raises(ValueError, match="algorithm.optimizer.schedule='cosin' is not one of"):
+    with pytest.raises(ValueError, match=r"algorithm.optimizer.schedule='cosin' is not one of"):
         OptimizerSettings(schedule="cosin")
