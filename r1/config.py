@@ -14,6 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 import r1.schema  # noqa: F401  (registers the schema of the top level)
 from r1.registry import did_you_mean
 
+# Config groups that merge into the top level, so that no key bears their name.
+GROUPS_WITHOUT_KEY = ("experiment", "debug", "local")
+
 
 def compose_config(overrides: Iterable[str], *, name: str = "train") -> DictConfig:
     """Compose a config as the command line would, inside a Hydra application or outside one."""
@@ -60,7 +63,7 @@ def explain_overrides(arguments: list[str] | None = None) -> str:
     hints = []
     for override in overrides:
         key = override.split("=")[0].lstrip("+~")
-        if key not in known and "/" not in key and not key.startswith("hydra"):
+        if key not in (*known, *GROUPS_WITHOUT_KEY) and "/" not in key and not key.startswith("hydra"):
             near = did_you_mean(key, known)
             if near:
                 hints.append(f"{key}: no such key.{near}")

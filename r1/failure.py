@@ -31,6 +31,10 @@ EXPECTED = (
 )
 
 
+class Reported(SystemExit):
+    """The end of a run whose failure the user has been told of."""
+
+
 def guarded(run: Callable[[], Any], folder: Path, command: str) -> Any:
     """Call `run`; when it fails, write `summary.json`, print one message, and exit with a non-zero status.
 
@@ -46,7 +50,7 @@ def guarded(run: Callable[[], Any], folder: Path, command: str) -> Any:
             raise
         error = error.__context__ if isinstance(error, SystemExit) else error
         _report(error, folder, command)
-        sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
+        raise Reported(130 if isinstance(error, KeyboardInterrupt) else 1) from None
 
 
 def _report(error: BaseException, folder: Path, command: str) -> None:
@@ -89,6 +93,6 @@ def describe(error: BaseException) -> str:
 
 def _is_disk_full(error: BaseException) -> bool:
     text = str(error)
-    return (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or (
+    return (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)) or (
         "No space left on device" in text or "PytorchStreamWriter failed writing" in text
     )

@@ -23,10 +23,12 @@ from omegaconf import DictConfig, OmegaConf
 from transformers.utils import logging as transformers_logging
 
 from r1.config import compose_config, explain_overrides, instantiate, instantiate_all, plain
-from r1.failure import guarded
+from r1.failure import Reported, guarded
+from r1.models import MODELS
 from r1.recipe.assemble import assemble
 from r1.recipe.compare import Row, compare, steps_for_compute
-from r1.recipe.stages import is_finished, latest_checkpoint, read_summary, stage_folder, write_json
+from r1.recipe.resume import checkpoint_to_resume
+from r1.recipe.stages import is_finished, read_summary, stage_folder, write_json
 
 COMMAND = "python -m r1.train"
 
@@ -50,9 +52,9 @@ def train(cfg: DictConfig, *, stage: str = "train") -> dict[str, Any]:
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
     start = starting_model(config)
     L.seed_everything(config["seed"], verbose=False)
-    module, data = assemble(config, model=start or {"seed": config["seed"]} | config["model"])
+    module, data = assemble(config, model=start or fresh_model(config))
     trainer = build_trainer(config, module)
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint_to_resume(config), weights_only=True)
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint_to_resume(config, module), weights_only=True)
     summary = summarise(config, stage, trainer, started)
     if trainer.is_global_zero:
         if config["save_model"]:
@@ -75,6 +77,12 @@ def starting_model(config: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"name": "pretrained", "path": path, "dtype": "float32"} | (
         {k: v for k, v in config["model"].items() if k in ("dtype", "lora", "gradient_checkpointing")}
     )
+
+
+def fresh_model(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the `model` node, with the run's seed where its initial weights are drawn."""
+    model = dict(config["model"])
+    return {"seed": config["seed"]} | model if MODELS.accepts(model.get("name", ""), "seed") else model
 
 
 def run_stage(config: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,16 +120,6 @@ def build_trainer(config: Mapping[str, Any], module: Any) -> L.Trainer:
         parts = plan.num_parts(sampling.num_generations, trainer.world_size)
         trainer.accumulate_grad_batches = parts // trainer.world_size
     return trainer
-
-
-def checkpoint_to_resume(config: Mapping[str, Any]) -> str | None:
-    """Return the checkpoint to go on from, or None to start anew."""
-    if config["ckpt_path"]:
-        if not Path(config["ckpt_path"]).exists():
-            raise ValueError(f"ckpt_path: no checkpoint {config['ckpt_path']!r}")
-        return config["ckpt_path"]
-    found = latest_checkpoint(config["output_dir"]) if config["resume"] else None
-    return None if found is None else str(found)
 
 
 def summarise(config: Mapping[str, Any], stage: str, trainer: L.Trainer, started: float) -> dict[str, Any]:
@@ -198,7 +196,9 @@ def main() -> None:
     hush()
     try:
         _main()
-    except SystemExit as stop:
+    except Reported:
+        raise
+    except SystemExit as stop:  # Hydra refused the command line and has said why
         if stop.code and (hint := explain_overrides()):
             print(hint, file=sys.stderr)
         raise

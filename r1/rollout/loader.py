@@ -256,7 +256,22 @@ class RolloutLoader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["buffer"] is not None:
+            self._check_schedule(state["schedule"])
         self.stream.load_state_dict(state["stream"])
         self.num_rollouts, self.barren = state["num_rollouts"], state["barren"]
         self.delivered, self.schedule = state["delivered"], state["schedule"]
         self.buffer = RolloutBuffer.from_state_dict(state["buffer"]) if state["buffer"] is not None else None
+
+    def _check_schedule(self, schedule: list[list[list[list[int]]]]) -> None:
+        """Raise ValueError unless an unfinished rollout was dealt out as this run's plan and ranks would."""
+        sizes = (len(schedule), len(schedule[0]), len(schedule[0][0]), len(schedule[0][0][0]))
+        rows = self.plan.num_prompts * self.sampling.num_generations // self.plan.num_minibatches
+        wanted = (self.plan.num_iterations, self.plan.num_minibatches, self.num_parts, rows // self.num_parts)
+        if sizes != wanted:
+            names = ("num_iterations", "num_minibatches", "micro-batches x ranks", "rows per micro-batch")
+            found = ", ".join(f"{n} {a} (now {b})" for n, a, b in zip(names, sizes, wanted, strict=True) if a != b)
+            raise ValueError(
+                f"the checkpoint lies amid a rollout dealt out with {found}. Finish that rollout with the algorithm.plan "
+                "and the number of ranks it was made with, or resume from a checkpoint at the end of a rollout"
+            )
