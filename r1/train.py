@@ -54,8 +54,10 @@ def train(cfg: DictConfig, *, stage: str = "train") -> dict[str, Any]:
     L.seed_everything(config["seed"], verbose=False)
     module, data = assemble(config, model=start or fresh_model(config))
     trainer = build_trainer(config, module)
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint_to_resume(config, module), weights_only=True)
-    summary = summarise(config, stage, trainer, started)
+    checkpoint = checkpoint_to_resume(config, module)
+    fit_started = time.perf_counter()
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    summary = summarise(config, stage, trainer) | {"seconds": time.perf_counter() - fit_started}
     if trainer.is_global_zero:
         if config["save_model"]:
             summary["model"] = str(module.policy.save(folder / "model"))
@@ -63,7 +65,8 @@ def train(cfg: DictConfig, *, stage: str = "train") -> dict[str, Any]:
         print(f"{stage}: {summary['steps']} steps in {summary['seconds']:.0f} s; run directory {folder}", flush=True)
         if config["compare"]:
             summary["comparison"] = run_comparison(config, summary, start)
-            summary["seconds"] = time.perf_counter() - started
+            summary["total_seconds"] = time.perf_counter() - started
+            print(f"{summary['total_seconds']:.0f} s in all")
             write_json(folder / "summary.json", summary)
     return summary
 
@@ -122,7 +125,7 @@ def build_trainer(config: Mapping[str, Any], module: Any) -> L.Trainer:
     return trainer
 
 
-def summarise(config: Mapping[str, Any], stage: str, trainer: L.Trainer, started: float) -> dict[str, Any]:
+def summarise(config: Mapping[str, Any], stage: str, trainer: L.Trainer) -> dict[str, Any]:
     """Collect what a finished fit has to say."""
     throughput = config["callbacks"].get("throughput") and next(
         (c for c in trainer.callbacks if type(c).__name__ == "Throughput"), None
@@ -133,7 +136,6 @@ def summarise(config: Mapping[str, Any], stage: str, trainer: L.Trainer, started
         "status": "finished",
         "seed": config["seed"],
         "steps": trainer.global_step,
-        "seconds": time.perf_counter() - started,
         "tokens": throughput.tokens_sampled + throughput.tokens_trained if throughput else None,
         "flops": throughput.flops if throughput else None,
         "metrics": metrics,

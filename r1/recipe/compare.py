@@ -17,7 +17,7 @@ from r1.recipe.assemble import build, build_engine, build_evaluator, build_task
 from r1.recipe.stages import write_json
 from r1.rollout.evaluate import Evaluation
 
-COLUMNS = ("model", "accuracy", "95 % interval", "greedy", "format", "length", "re-check", "training")
+COLUMNS = ("model", "accuracy (95 %)", "greedy", "format", "length", "re-check", "training")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +97,7 @@ def _cells(label: str, numbers: Mapping[str, Any]) -> list[str]:
     seconds = numbers["training_seconds"]
     return [
         label,
-        f"{100 * numbers['accuracy']:.1f}",
-        f"{100 * low:.1f} - {100 * high:.1f}",
+        f"{100 * numbers['accuracy']:.1f} ({100 * low:.1f}-{100 * high:.1f})",
         f"{100 * numbers['greedy']:.1f}",
         f"{100 * numbers['format']:.0f}",
         f"{numbers['length']:.1f}",
@@ -114,7 +113,9 @@ def _markdown(results: Mapping[str, Any]) -> str:
 
 def _print(results: Mapping[str, Any], num_problems: int) -> None:
     title = f"{num_problems} fresh held-out problems, temperature 1 (per cent; length in tokens)"
-    table = Table(*COLUMNS, title=title, title_justify="left")
+    table = Table(title=title, title_justify="left")
+    for column in COLUMNS:
+        table.add_column(column, overflow="fold", justify="left" if column == COLUMNS[0] else "right")
     for label, numbers in results.items():
         table.add_row(*_cells(label, numbers))
-    Console(width=None).print(table)
+    Console().print(table)
