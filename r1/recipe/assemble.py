@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from lightning import LightningDataModule
@@ -14,6 +14,7 @@ from r1.models import MODELS
 from r1.models.reference import build_reference
 from r1.modules.base import PolicyModule
 from r1.modules.grpo import GRPOModule
+from r1.modules.optimizer import OptimizerSettings
 from r1.modules.sft import SFTModule
 from r1.prompts import TEMPLATES
 from r1.registry import Registry
@@ -97,6 +98,11 @@ def build_sampling(config: Config, **changes: Any) -> SamplingParams:
     return params
 
 
+def build_optimizer(algorithm: Config) -> dict[str, Any]:
+    """Return the keyword arguments of `OptimizerSettings` that `algorithm.optimizer` gives, checked."""
+    return asdict(settings(OptimizerSettings, algorithm.get("optimizer"), "algorithm.optimizer"))
+
+
 def build_evaluator(
     config: Config, node: Config, *, task: Any, template: Any, engine: RolloutEngine
 ) -> Evaluator | None:
@@ -143,8 +149,9 @@ def grpo(config: Config, parts: Parts) -> tuple[GRPOModule, None]:
     plan = settings(RolloutPlan, algorithm.get("plan"), "algorithm.plan")
     rewards = build_rewards(config["reward"], task=parts.task)
     reference = None
-    if config["reference"].get("kind", "none") != "none":
-        reference = build_reference(policy=parts.policy, **config["reference"])
+    node = check_keys(config["reference"], ("kind", "every", "alpha"), "reference")
+    if node.get("kind", "none") != "none":
+        reference = build_reference(policy=parts.policy, **node)
     elif objective.kl_coef or plan.kl_in_reward:
         raise ValueError(
             f"a KL term needs a reference policy: loss.kl_coef={objective.kl_coef}, "
@@ -170,7 +177,7 @@ def grpo(config: Config, parts: Parts) -> tuple[GRPOModule, None]:
         objective=objective,
         reference=reference,
         log_entropy=algorithm.get("log_entropy", True),
-        optimizer=algorithm.get("optimizer"),
+        optimizer=build_optimizer(algorithm),
         evaluator=parts.evaluator,
     )
     return module, None
@@ -197,7 +204,7 @@ def sft(config: Config, parts: Parts) -> tuple[SFTModule, TraceDataModule]:
         policy=parts.policy,
         aggregation=algorithm.get("aggregation", "token_mean"),
         max_length=algorithm.get("max_length"),
-        optimizer=algorithm.get("optimizer"),
+        optimizer=build_optimizer(algorithm),
         evaluator=parts.evaluator,
     )
     return module, TraceDataModule(
