@@ -272,6 +272,6 @@ class RolloutLoader:
             names = ("num_iterations", "num_minibatches", "micro-batches x ranks", "rows per micro-batch")
             found = ", ".join(f"{n} {a} (now {b})" for n, a, b in zip(names, sizes, wanted, strict=True) if a != b)
             raise ValueError(
-                f"the checkpoint lies amid a rollout dealt out with {found}. Finish that rollout with the algorithm.plan "
-                "and the number of ranks it was made with, or resume from a checkpoint at the end of a rollout"
+                f"the checkpoint lies amid a rollout dealt out with {found}. Finish that rollout with the "
+                "algorithm.plan and the number of ranks it was made with, or resume from the end of a rollout"
             )
