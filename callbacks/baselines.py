@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -22,7 +23,11 @@ class Baselines(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         writer = getattr(trainer.logger, "experiment", None)
         if trainer.is_global_zero and hasattr(writer, "add_custom_scalars"):
-            tags = ["eval/pass@1", *(f"baseline/{name}" for name in ["start", *self.lines])]
+            # Tags are regular expressions here.
+            tags = [
+                "^eval/pass@1$",
+                *(f"^baseline/{re.escape(name)}$" for name in dict.fromkeys(["start", *self.lines])),
+            ]
             writer.add_custom_scalars({"held-out accuracy": {"pass@1 and baselines": ["Multiline", tags]}})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -59,4 +60,5 @@ def describe_group(group: RolloutGroup) -> str:
 
 def _block(text: str) -> str:
     # Indented, not fenced: a completion may hold fences of its own.
-    return "\n".join("    " + line for line in text.splitlines() or [""])
+    lines = [part for line in text.splitlines() or [""] for part in textwrap.wrap(line, 110) or [""]]
+    return "\n".join("    " + line for line in lines)
