@@ -1,0 +1,193 @@
+"""Every shipped config composes, resolves and builds; a key that nothing reads is an error that names it."""
+
+from pathlib import Path
+
+import pytest
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from r1.config import compose_config, explain_overrides, instantiate_all, plain
+from r1.losses.objective import PolicyObjective
+from r1.modules.grpo import GRPOModule
+from r1.modules.sft import SFTModule
+from r1.recipe.assemble import assemble
+from r1.rollout.advantage import AdvantageEstimator
+from r1.schema import TrainConfig, settings
+from r1.train import build_trainer
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
+EXPERIMENTS = sorted(p.stem for p in (CONFIGS / "experiment").glob("*.yaml"))
+OPTIONS = sorted(
+    f"{p.parent.name}={p.stem}" for p in CONFIGS.glob("*/*.yaml") if p.parent.name not in ("experiment", "hydra")
+)
+LOSSES = sorted(p.stem for p in (CONFIGS / "loss").glob("*.yaml"))
+MODULES = {"grpo": GRPOModule, "sft": SFTModule}
+# Stands in for weights and data that are not part of the project.
+TINY = {"name": "tiny_llama", "hidden_size": 16, "num_heads": 2, "num_layers": 1, "intermediate_size": 16}
+DATA = ROOT / "tests" / "data" / "gsm8k_10.jsonl"
+
+
+def built(config):
+    """Assemble a config on a tiny model and, for the hub, on a task that is here."""
+    changes = {"evaluation": config["evaluation"] | {"num_problems": 1}}
+    if config["task"]["name"] == "hub":
+        changes["task"] = {"name": "chain"}
+    if config["reference"].get("kind") == "adapter_disabled":
+        changes["reference"] = {"kind": "frozen"}
+    return assemble(config | changes, model=TINY)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_resolves_and_assembles(experiment, tmp_path):
+    overrides = [f"experiment={experiment}", f"output_dir={tmp_path}", f"data_path={DATA}", "trainer.accelerator=cpu"]
+    config = plain(compose_config([*overrides, "trainer.devices=1", "trainer.num_nodes=1", "logger=none"]))
+    module, data = built(config)
+    assert type(module) is MODULES[config["algorithm"]["name"]]
+    assert (data is None) == (config["algorithm"]["name"] == "grpo")
+    trainer = build_trainer(config | {"trainer": config["trainer"] | {"precision": "32-true"}}, module)
+    assert trainer.max_steps == config["trainer"]["max_steps"]
+    if data is None:
+        assert trainer.accumulate_grad_batches == module.loader.accumulation >= 1
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_opens_with_the_command_that_runs_it(experiment):
+    head = (CONFIGS / "experiment" / f"{experiment}.yaml").read_text().split("defaults:")[0]
+    assert head.startswith("# @package _global_\n")
+    assert f"python -m r1.train experiment={experiment}" in head
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_composes_with_the_default_experiment(option):
+    group = option.split("=")[0]
+    extra = {"task=hub": ["task.path=x"], "task=jsonl": [f"data_path={DATA}"], "model=pretrained": ["model.path=x"]}
+    config = plain(compose_config([option, "output_dir=out", *extra.get(option, [])]))
+    assert isinstance(config[group], dict) if group != "debug" else config["trainer"]
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_says_what_it_is(option):
+    path = CONFIGS / f"{option.replace('=', '/')}.yaml"
+    text = path.read_text()
+    trivial = path.stem in ("none", "default", "ddp") or path.parent.name == "algorithm" or path.stem == "tensorboard"
+    assert text.startswith("#") or trivial, path
+
+
+@pytest.mark.parametrize(
+    "option", [o for o in OPTIONS if o.split("=")[0] in ("loss", "reference", "reward", "prompt", "rollout", "model")]
+)
+def test_every_option_builds_with_the_default_experiment(option):
+    overrides = [option, "output_dir=out", "init_from=null"]
+    if option == "model=pretrained":
+        overrides.append("model.path=x")
+    if option.startswith("loss="):
+        overrides.append("reference=frozen")
+    module, _ = built(plain(compose_config(overrides)))
+    assert isinstance(module, GRPOModule)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_builds_its_objective_and_its_advantages(loss):
+    node = plain(compose_config([f"loss={loss}", "output_dir=out", "~experiment"]))["loss"]
+    advantage = node.pop("advantage")
+    objective = settings(PolicyObjective, node, "loss")
+    assert objective.clip_range()[1] > 0
+    AdvantageEstimator(advantage.pop("name"), weights={"accuracy": 1.0}, **advantage)
+
+
+def test_callbacks_and_loggers_build(tmp_path):
+    config = plain(compose_config([f"output_dir={tmp_path}"]))
+    assert set(instantiate_all(config["callbacks"])) == set(config["callbacks"])
+    assert set(instantiate_all(config["logger"])) == {"tensorboard"}
+    assert instantiate_all({"gone": None}) == {}
+
+
+def test_the_top_level_of_the_config_is_the_schema():
+    keys = set(OmegaConf.to_container(compose_config([]), resolve=False))
+    assert keys == set(TrainConfig.__dataclass_fields__)
+
+
+# ----------------------------------------------------------------------------------------------- misspelled keys
+
+
+def compose_experiment(tmp_path, monkeypatch, text):
+    """Compose a user's own experiment from a folder of theirs."""
+    folder = tmp_path / "experiment"
+    folder.mkdir()
+    (folder / "mine.yaml").write_text(f"# @package _global_\n{text}\n")
+    monkeypatch.setenv("R1_CONFIG_DIR", f"file://{tmp_path}")
+    return compose_config(["experiment=mine", "output_dir=out", "init_from=null"])
+
+
+def test_a_user_s_experiment_is_found_in_their_own_folder(tmp_path, monkeypatch):
+    config = compose_experiment(tmp_path, monkeypatch, "trainer: {max_steps: 3}")
+    assert config.trainer.max_steps == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("trianer: {max_steps: 3}", "trianer"),
+        ("seeds: 3", "seeds"),
+        ("callback: {}", "callback"),
+    ],
+)
+def test_a_misspelled_key_at_the_top_of_an_experiment_is_named(tmp_path, monkeypatch, text, key):
+    with pytest.raises(HydraException) as caught:
+        compose_experiment(tmp_path, monkeypatch, text)
+    messages = [str(caught.value), str(caught.value.__cause__)]
+    assert any(key in message for message in messages), messages
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("algorithm: {plam: {num_prompts: 2}}", r"algorithm.plam: no such key. Did you mean 'plan'"),
+        ("algorithm: {plan: {num_promts: 2}}", r"algorithm.plan.num_promts: no such key. Did you mean 'num_prompts'"),
+        ("algorithm: {plan: {num_prompts: two}}", r"algorithm.plan.num_prompts: found 'two', expected int"),
+        ("algorithm: {optimizer: {learning_rate: 1}}", r"algorithm.optimizer.learning_rate: no such key"),
+        ("loss: {clip_low: 0.1}", r"loss.clip_low: no such key"),
+        ("loss: {options: {clip_hgh: 0.1}}", r"loss.options.clip_hgh: no such option. Did you mean 'clip_high'"),
+        ("loss: {advantage: {name: grup}}", r"loss.advantage.name: found 'grup'. Did you mean 'group'"),
+        ("loss: {advantage: {epsilon: 1}}", r"loss.advantage.epsilon: no such option"),
+        ("rollout: {max_batchsize: 1}", r"takes no argument 'max_batchsize'. Did you mean 'max_batch_size'"),
+        ("rollout: {sampling: {temprature: 1}}", r"rollout.sampling.temprature: no such key. Did you mean 'temperat"),
+        ("evaluation: {num_problem: 2}", r"evaluation.num_problem: no such key. Did you mean 'num_problems'"),
+        ("task: {min_op: 2}", r"task 'chain' takes no argument 'min_op'. Did you mean 'min_ops'"),
+        ("task: {name: chian}", r"unknown task 'chian'. Did you mean 'chain'"),
+        ("prompt: {prefil: x}", r"'plain' takes no argument 'prefil'. Did you mean 'prefill'"),
+        ("reward: {accuracy: {wieght: 1}}", r"takes no argument 'wieght'"),
+        ("reward: {acuracy: {weight: 1}}", r"unknown reward 'acuracy'. Did you mean 'accuracy'"),
+        ("reference: {kind: moving, evry: 3}", r"reference.evry: no such key. Did you mean 'every'"),
+        ("reference: {kind: moving}", r"reference 'moving' needs 'every'"),
+        ("loss: {kl_coef: 0.1}", r"a KL term needs a reference policy"),
+    ],
+)
+def test_a_misspelled_key_inside_a_group_is_named(tmp_path, monkeypatch, text, message):
+    config = plain(compose_experiment(tmp_path, monkeypatch, text))
+    with pytest.raises(ValueError, match=message):
+        assemble(config, model=TINY)
+
+
+def test_a_missing_value_is_asked_for_by_key():
+    with pytest.raises(ValueError, match="model.path: must be given, for example model.path=..."):
+        plain(compose_config(["model=pretrained", "output_dir=out"]))
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("algorithm.plan.num_promts=2", "algorithm.plan.num_promts: no such key. Did you mean 'algorithm.plan.num_prompts'"),
+        ("traner.max_steps=2", "traner.max_steps: no such key. Did you mean 'trainer.max_steps'"),
+        ("reward.acuracy.weight=2", "reward.acuracy.weight: no such key. Did you mean 'reward.accuracy.weight'"),
+        ("sed=2", "sed: no such key. Did you mean 'seed'"),
+    ],
+)  # fmt: skip
+def test_a_misspelled_override_gets_the_nearest_key(override, hint):
+    assert hint in explain_overrides(["experiment=demo_grpo", override, "seed=1"])
+
+
+def test_overrides_that_exist_get_no_hint():
+    assert explain_overrides(["experiment=demo_grpo", "loss=dapo", "debug=fast", "+reward.repetition={}"]) == ""
+    assert explain_overrides(["--cfg", "job", "hydra.run.dir=x"]) == ""
