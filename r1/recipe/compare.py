@@ -115,7 +115,8 @@ def _print(results: Mapping[str, Any], num_problems: int) -> None:
     title = f"{num_problems} fresh held-out problems, temperature 1 (per cent; length in tokens)"
     table = Table(title=title, title_justify="left")
     for column in COLUMNS:
-        table.add_column(column, overflow="fold", justify="left" if column == COLUMNS[0] else "right")
+        is_label = column == COLUMNS[0]
+        table.add_column(column, overflow="fold", justify="left" if is_label else "right", no_wrap=not is_label)
     for label, numbers in results.items():
         table.add_row(*_cells(label, numbers))
     Console().print(table)

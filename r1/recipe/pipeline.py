@@ -1,0 +1,163 @@
+"""Stages in order, each from the outputs of earlier ones: skipped when done, resumed when interrupted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from r1.recipe.provenance import check_outputs, hash_artefact, read_record, write_record
+from r1.recipe.stages import write_json
+from r1.registry import did_you_mean
+
+STARTED = "stage.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One step of a recipe.
+
+    Attributes:
+        name: of the stage and of its folder.
+        run: "train", "sample", "evaluate" or "claims": which entry point makes it.
+        config: overrides of that entry point's config, as on its command line.
+        inputs: config key -> "stage/output", such as {"init_from": "base/model"}.
+        outputs: files and folders it makes, relative to its folder.
+    """
+
+    name: str
+    run: str
+    config: list[str] = field(default_factory=list)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    outputs: list[str] = field(default_factory=lambda: ["model"])
+
+
+def build_stages(definitions: Mapping[str, Mapping[str, Any]], wanted: list[str] | None) -> list[Stage]:
+    """Turn `pipeline.definitions` into stages, in the order of `pipeline.stages`.
+
+    Raises:
+        ValueError: an unknown stage or key, or an input from a stage that does not come before.
+    """
+    for name in wanted or []:
+        if name not in definitions:
+            raise ValueError(
+                f"pipeline.stages: no stage {name!r}.{did_you_mean(name, definitions)} "
+                f"Stages: {', '.join(definitions)}"
+            )
+    known = Stage.__slots__
+    stages: dict[str, Stage] = {}
+    for name, node in definitions.items():
+        for key in node:
+            if key not in known:
+                raise ValueError(f"pipeline.definitions.{name}.{key}: no such key.{did_you_mean(key, known)}")
+        stage = Stage(name=name, **node)
+        for key, source in stage.inputs.items():
+            if source.split("/")[0] not in stages:
+                raise ValueError(
+                    f"pipeline.definitions.{name}.inputs.{key}: {source!r} is not an output of an earlier stage"
+                    f"{did_you_mean(source.split('/')[0], stages)}"
+                )
+        stages[name] = stage
+    return [stages[name] for name in definitions if wanted is None or name in wanted]
+
+
+class Pipeline:
+    """Runs stages into folders below one output directory.
+
+    Args:
+        stages: in order.
+        folder: the output directory.
+        resolve: (stage, inputs as config overrides) -> resolved config of the stage, without its output directory.
+        execute: runs a stage: (stage, overrides, folder).
+        say: prints a line.
+    """
+
+    def __init__(
+        self,
+        stages: list[Stage],
+        *,
+        folder: str | Path,
+        resolve: Callable[[Stage, list[str]], Mapping[str, Any]],
+        execute: Callable[[Stage, list[str], Path], None],
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.stages, self.folder = stages, Path(folder)
+        self.resolve, self.execute, self.say = resolve, execute, say
+
+    def run(self) -> dict[str, Any]:
+        """Run what is not done, and return stage -> provenance record.
+
+        Raises:
+            ValueError: an input that was changed by hand, or that no finished stage holds.
+        """
+        records = {}
+        for number, stage in enumerate(self.stages, start=1):
+            records[stage.name] = self._run_stage(stage, f"[{number}/{len(self.stages)}] {stage.name}")
+        return records
+
+    def _run_stage(self, stage: Stage, label: str) -> dict[str, Any]:
+        folder = self.folder / stage.name
+        inputs, ancestors = self._inputs(stage)
+        key = self._key(stage, inputs)
+        record = read_record(folder)
+        if record is not None and record["key"] == key:
+            check_outputs(folder, record)
+            self.say(f"{label}: done before")
+            return record
+        if folder.exists() and (record is not None or self._started_key(folder) != key):
+            aside = self._set_aside(folder)
+            self.say(f"{label}: its config or inputs have changed; the old result is kept in {aside.name}")
+        resumes = folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / STARTED, {"stage": stage.name, "key": key})
+        self.say(f"{label}: {'going on' if resumes else 'running'}")
+        overrides = [*stage.config, *(f"{k}={entry['path']}" for k, entry in inputs.items())]
+        self.execute(stage, overrides, folder)
+        return write_record(
+            folder,
+            stage=stage.name,
+            key=key,
+            command=f"python -m r1.{stage.run} {' '.join(overrides)}",
+            inputs=inputs,
+            outputs=stage.outputs,
+            ancestors=ancestors,
+        )
+
+    def _inputs(self, stage: Stage) -> tuple[dict[str, dict[str, str]], dict[str, Any]]:
+        """Return the stage's inputs with their hashes, and the records of all stages behind them."""
+        inputs: dict[str, dict[str, str]] = {}
+        ancestors: dict[str, Any] = {}
+        for key, source in stage.inputs.items():
+            name, _, output = source.partition("/")
+            record = read_record(self.folder / name)
+            if record is None:
+                raise ValueError(
+                    f"stage {stage.name!r} needs {source!r}, but stage {name!r} has not finished in {self.folder}: "
+                    f"add {name} to pipeline.stages"
+                )
+            check_outputs(self.folder / name, record)
+            path = self.folder / name / output
+            inputs[key] = {"stage": name, "path": str(path), "sha256": hash_artefact(path)}
+            ancestors |= record["ancestors"] | {name: {k: v for k, v in record.items() if k != "ancestors"}}
+        return inputs, ancestors
+
+    def _key(self, stage: Stage, inputs: Mapping[str, Mapping[str, str]]) -> str:
+        # Paths stand for what lies there: moving the output directory changes nothing.
+        config = self.resolve(stage, [f"{key}={entry['sha256']}" for key, entry in inputs.items()])
+        text = json.dumps({"run": stage.run, "config": config}, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @staticmethod
+    def _started_key(folder: Path) -> str | None:
+        path = folder / STARTED
+        return json.loads(path.read_text())["key"] if path.is_file() else None
+
+    @staticmethod
+    def _set_aside(folder: Path) -> Path:
+        number = 1
+        while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
+            number += 1
+        return folder.rename(aside)
