@@ -52,7 +52,11 @@ class RunCheckpoint(Checkpoint):
         folder = Path(trainer.default_root_dir) / self.folder
         final = folder / f"step_{trainer.global_step:08d}.ckpt"
         partial = folder / f".{final.name}.partial"
-        trainer.save_checkpoint(partial)
+        try:
+            trainer.save_checkpoint(partial)
+        except BaseException:  # a full disk, or Ctrl-C: half a checkpoint is of no use and takes room
+            _remove(partial)
+            raise
         if trainer.is_global_zero:
             _remove(final)
             os.replace(partial, final)

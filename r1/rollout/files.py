@@ -26,10 +26,13 @@ def write_rollout(path: str | Path, groups: list[RolloutGroup], *, step: int) ->
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    with gzip.open(partial, "wt", encoding="utf-8", compresslevel=3) as file:
-        for line in _lines(groups, step):
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    os.replace(partial, path)
+    try:
+        with gzip.open(partial, "wt", encoding="utf-8", compresslevel=3) as file:
+            for line in _lines(groups, step):
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
     return path
 
 
