@@ -200,6 +200,32 @@ def test_the_same_command_gives_the_same_run_and_another_seed_another(server, tm
     assert weights[0] == weights[1] != weights[2]
 
 
+@pytest.mark.slow
+def test_two_processes_give_the_run_of_one(tmp_path):
+    (tmp_path / "my_rewards.py").write_text(REWARDS)
+    env = {**os.environ, **ENV, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    runs = {}
+    for name, options in (("one", []), ("two", ["strategy=ddp", "trainer.devices=2"])):
+        runs[name] = tmp_path / name
+        command = [sys.executable, "-m", "r1.train", *SMALL, VARIED, "trainer.max_steps=3", "reference=frozen"]
+        command += ["loss.kl_coef=0.05", "trainer.check_val_every_n_epoch=1", f"hydra.run.dir={runs[name]}", *options]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    for number in range(2):
+        one, two = (read_rollout(run / "rollouts" / f"rollout_00000{number}.jsonl.gz") for run in runs.values())
+        for mine, theirs in zip(one, two, strict=True):
+            assert (mine["token_ids"], mine["seed"], mine["reward"]) == (
+                theirs["token_ids"], theirs["seed"], theirs["reward"],
+            )  # fmt: skip
+            assert mine["advantage"] == pytest.approx(theirs["advantage"], abs=1e-6)
+    one, two = (scalars(run) for run in runs.values())
+    for tag in ("train/loss", "train/kl", "train/grad_norm", "train/entropy", "train/clip_fraction", "eval/pass@1"):
+        assert [v for _, v in one[tag]] == pytest.approx([v for _, v in two[tag]], rel=1e-3, abs=1e-6), tag
+    weights = [load_file(run / "model" / "model.safetensors") for run in runs.values()]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][name], rtol=0, atol=1e-4)
+
+
 # ------------------------------------------------------------------------------------------------------ mistakes
 
 
@@ -390,6 +416,6 @@ def test_no_space_left_gets_one_clear_message_and_leaves_the_last_checkpoint(ser
     # No file may grow beyond 30 kB: rollouts fit, a checkpoint does not.
     result = server.run(tmp_path, *SMALL, VARIED, "logger=none", file_limit=30_000)
     refused(result, "error: no space left on the device")
-    assert not list((tmp_path / "run" / "checkpoints").glob("step_*"))
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
     with gzip.open(tmp_path / "run" / "rollouts" / "rollout_000000.jsonl.gz") as file:
         assert len(file.readlines()) == 8
