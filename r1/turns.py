@@ -6,6 +6,10 @@ Callers pass the whole turn (`Completion.turn`: prefill + completion), so a thin
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+Part = Literal["summary", "response"]
+PARTS: tuple[Part, ...] = ("summary", "response")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,20 @@ def after_thinking(turn: str) -> str | None:
     _, close, after = turn.rpartition("</think>")
     outside, reopened, _ = after.partition("<think>")
     return outside if close or not reopened else None
+
+
+def part_of_turn(turn: str, part: Part) -> str | None:
+    """Return what a reward model reads of a turn, stripped, or None where there is nothing to read.
+
+    Source: arXiv 2501.12948, section 2.3.4: helpfulness is judged on the final summary alone, so that the reasoning is
+    left to itself, harmlessness on the whole response.
+
+    Args:
+        turn: the assistant's whole turn (`Completion.turn`).
+        part: "summary", what follows the thinking, or "response", all of it.
+    """
+    text = turn if part == "response" else after_thinking(turn)
+    return (text or "").strip() or None
 
 
 def last_answer_block(text: str) -> str | None:
