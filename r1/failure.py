@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -60,12 +61,9 @@ def _report(error: BaseException, folder: Path, command: str) -> None:
         traceback.print_exception(error)
     print(f"\n{message}", file=sys.stderr)
     if checkpoint is not None:
-        arguments = " ".join(a for a in sys.argv[1:] if not a.startswith(("hydra.run.dir=", "resume=")))
-        print(
-            f"The last checkpoint is {checkpoint}. Continue with:\n"
-            f"    {command} {arguments} hydra.run.dir={folder} resume=true".replace("  ", " "),
-            file=sys.stderr,
-        )
+        kept = [a for a in sys.argv[1:] if not a.startswith(("hydra.run.dir=", "output_dir=", "resume=", "ckpt_path="))]
+        arguments = shlex.join([*kept, f"hydra.run.dir={folder}", "resume=true"])
+        print(f"The last checkpoint is {checkpoint}. Continue with:\n    {command} {arguments}", file=sys.stderr)
     try:
         write_json(
             folder / "summary.json",

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -389,7 +390,11 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on_bit_for_bit(server, tm
 
     last = torch.load(checkpoints[-1], weights_only=True)["global_step"]
     end = [f"trainer.max_steps={last + 3}"]
-    resumed = server.run(tmp_path, *long, *end, "resume=true")
+    # The command in the message, as a shell would split it, is the one that goes on.
+    (command,) = [line for line in result.stderr.splitlines() if "resume=true" in line]
+    python, dash_m, module, *arguments = shlex.split(command)
+    assert (python, dash_m, module) == ("python", "-m", "r1.train")
+    resumed = server.run(tmp_path, *arguments, *end)
     assert resumed.code == 0, resumed.stderr
     assert json.loads((run / "summary.json").read_text())["steps"] == last + 3
     unbroken = server.run(tmp_path / "unbroken", *long, *end)
