@@ -26,7 +26,7 @@ from r1.config import compose_config, explain_overrides, instantiate, instantiat
 from r1.failure import Reported, guarded
 from r1.models import MODELS
 from r1.recipe.assemble import assemble
-from r1.recipe.compare import Row, compare, steps_for_compute
+from r1.recipe.compare import Row, check_compare, compare, steps_for_compute
 from r1.recipe.resume import checkpoint_to_resume
 from r1.recipe.stages import is_finished, read_summary, stage_folder, write_json
 
@@ -47,12 +47,13 @@ def train(cfg: DictConfig, *, stage: str = "train") -> dict[str, Any]:
     config = plain(cfg)
     if config["num_threads"]:
         torch.set_num_threads(config["num_threads"])
+    check_compare(config["compare"])
     folder = Path(config["output_dir"])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
     start = starting_model(config)
     L.seed_everything(config["seed"], verbose=False)
-    module, data = assemble(config, model=start or fresh_model(config))
+    module, data = assemble(config | {"teacher": teacher_model(config)}, model=start or fresh_model(config))
     trainer = build_trainer(config, module)
     checkpoint = checkpoint_to_resume(config, module)
     fit_started = time.perf_counter()
@@ -80,6 +81,15 @@ def starting_model(config: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"name": "pretrained", "path": path, "dtype": "float32"} | (
         {k: v for k, v in config["model"].items() if k in ("dtype", "lora", "gradient_checkpointing")}
     )
+
+
+def teacher_model(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the `teacher` node, with the model of a stage {experiment, overrides} that was made if need be."""
+    node = dict(config.get("teacher") or {})
+    if not node.get("experiment"):
+        return node
+    made = run_stage(config, {"experiment": node.pop("experiment"), "overrides": node.pop("overrides", None) or []})
+    return {"name": "pretrained", "dtype": "float32"} | node | {"path": made["model"]}
 
 
 def fresh_model(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,6 +132,8 @@ def build_trainer(config: Mapping[str, Any], module: Any) -> L.Trainer:
         plan, sampling = module.loader.plan, module.loader.sampling
         parts = plan.num_parts(sampling.num_generations, trainer.world_size)
         trainer.accumulate_grad_batches = parts // trainer.world_size
+    elif hasattr(module, "accumulation"):
+        trainer.accumulate_grad_batches = module.accumulation
     return trainer
 
 

@@ -11,6 +11,7 @@ from r1.losses.objective import PolicyObjective
 from r1.modules.grpo import GRPOModule
 from r1.modules.sft import SFTModule
 from r1.recipe.assemble import assemble
+from r1.recipe.compare import check_compare
 from r1.rollout.advantage import AdvantageEstimator
 from r1.schema import TrainConfig, settings
 from r1.train import build_trainer
@@ -60,9 +61,11 @@ def test_every_experiment_opens_with_the_command_that_runs_it(experiment):
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_with_the_default_experiment(option):
+    composed = compose_config([option, "output_dir=out", f"data_path={DATA}"])
+    for key in OmegaConf.missing_keys(composed):  # the path of a model, the address of a server
+        OmegaConf.update(composed, key, "given")
+    config = plain(composed)
     group = option.split("=")[0]
-    extra = {"task=hub": ["task.path=x"], "task=jsonl": [f"data_path={DATA}"], "model=pretrained": ["model.path=x"]}
-    config = plain(compose_config([option, "output_dir=out", *extra.get(option, [])]))
     assert isinstance(config[group], dict) if group != "debug" else config["trainer"]
 
 
@@ -74,16 +77,19 @@ def test_every_option_says_what_it_is(option):
     assert text.startswith("#") or trivial, path
 
 
-@pytest.mark.parametrize(
-    "option", [o for o in OPTIONS if o.split("=")[0] in ("loss", "reference", "reward", "prompt", "rollout", "model")]
-)
+BUILDABLE = [o for o in OPTIONS if o.split("=")[0] in ("loss", "reference", "reward", "prompt", "rollout", "model")]
+
+
+@pytest.mark.parametrize("option", BUILDABLE)
 def test_every_option_builds_with_the_default_experiment(option):
-    overrides = [option, "output_dir=out", "init_from=null"]
-    if option == "model=pretrained":
-        overrides.append("model.path=x")
-    if option.startswith("loss="):
-        overrides.append("reference=frozen")
-    module, _ = built(plain(compose_config(overrides)))
+    overrides = [option, "output_dir=out", "init_from=null", f"data_path={DATA}"]
+    composed = compose_config([*overrides, *(["reference=frozen"] if option.startswith("loss=") else [])])
+    missing = OmegaConf.missing_keys(composed)
+    if missing - {"model.path"}:  # the model is replaced by a tiny one
+        pytest.skip(f"needs {', '.join(missing)}")
+    for key in missing:
+        OmegaConf.update(composed, key, "given")
+    module, _ = built(plain(composed))
     assert isinstance(module, GRPOModule)
 
 
@@ -168,6 +174,24 @@ def test_a_misspelled_key_inside_a_group_is_named(tmp_path, monkeypatch, text, m
     config = plain(compose_experiment(tmp_path, monkeypatch, text))
     with pytest.raises(ValueError, match=message):
         assemble(config, model=TINY)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("compare: {num_problem: 2}", "compare.num_problem: no such key. Did you mean 'num_problems'"),
+        ("compare: {rows: {a: {experimnt: x}}}", "compare.rows.a.experimnt: no such key. Did you mean 'experiment'"),
+    ],
+)
+def test_a_misspelled_comparison_is_refused_before_the_training(tmp_path, monkeypatch, text, message):
+    config = plain(compose_experiment(tmp_path, monkeypatch, text))
+    with pytest.raises(ValueError, match=message):
+        check_compare({"num_problems": 1, "rows": {"a": {"final": True}}} | config["compare"])
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_the_comparison_of_every_experiment_has_known_keys(experiment):
+    check_compare(OmegaConf.to_container(compose_config([f"experiment={experiment}"]), resolve=False)["compare"])
 
 
 def test_a_missing_value_is_asked_for_by_key():

@@ -13,7 +13,7 @@ from rich.table import Table
 from r1.data.traces import TraceDataModule
 from r1.models import MODELS
 from r1.prompts import TEMPLATES
-from r1.recipe.assemble import build, build_engine, build_evaluator, build_task
+from r1.recipe.assemble import build, build_engine, build_evaluator, build_task, check_keys
 from r1.recipe.stages import write_json
 from r1.rollout.evaluate import Evaluation
 
@@ -35,6 +35,20 @@ class Row:
     model: str
     prompt: Mapping[str, Any]
     seconds: float | None = None
+
+
+def check_compare(node: Mapping[str, Any] | None) -> None:
+    """Raise ValueError, before anything is trained, for a key of `compare` that is missing or that nothing reads."""
+    if node is None:
+        return
+    check_keys(node, ("num_problems", "rows"), "compare")
+    for key in ("num_problems", "rows"):
+        if not node.get(key):
+            raise ValueError(f"compare: missing {key}")
+    for label, row in node["rows"].items():
+        check_keys(
+            row, ("start", "final", "experiment", "overrides", "equal_compute", "prompt"), f"compare.rows.{label}"
+        )
 
 
 def compare(config: Mapping[str, Any], rows: list[Row], *, num_problems: int, folder: str | Path) -> dict[str, Any]:
