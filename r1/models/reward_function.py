@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from r1.models.registry import MODELS
@@ -26,13 +24,13 @@ class RewardModelReward:
         normalize: subtract the mean of the training scores and divide by their standard deviation.
         bound: scores are clipped to [-bound, bound]. A turn without the part, such as one that never stops thinking,
             gets -bound.
-        tasks: names of the tasks whose problems it scores; others get None. By default all.
         batch_size: texts scored at once.
         device: where it runs; by default a GPU if there is one.
         dtype: of its weights.
     """
 
     isolated = False
+    item_wise = True
 
     def __init__(
         self,
@@ -41,7 +39,6 @@ class RewardModelReward:
         part: Part | None = None,
         normalize: bool = True,
         bound: float = 3.0,
-        tasks: Sequence[str] | None = None,
         batch_size: int = 64,
         device: str | None = None,
         dtype: str = "float32",
@@ -55,17 +52,11 @@ class RewardModelReward:
         self.model = MODELS.build("reward_model", path=path, dtype=dtype).requires_grad_(False).eval()
         self.part: Part = part or self.model.reading.part
         self.normalize, self.bound, self.batch_size, self.device = normalize, bound, batch_size, device
-        self.tasks = None if tasks is None else frozenset([tasks] if isinstance(tasks, str) else tasks)
 
     def __call__(self, completions: list[Completion], problems: list[Problem]) -> list[float | None]:
-        scores: list[float | None] = [None] * len(completions)
-        texts: dict[int, str] = {}
-        for i, (completion, problem) in enumerate(zip(completions, problems, strict=True)):
-            if self.tasks is None or problem.task in self.tasks:
-                text = part_of_turn(completion.turn, self.part)
-                scores[i] = -self.bound
-                if text is not None:
-                    texts[i] = text
+        scores: list[float | None] = [-self.bound] * len(completions)
+        parts = [part_of_turn(completion.turn, self.part) for completion in completions]
+        texts = {i: part for i, part in enumerate(parts) if part is not None}
         if texts:
             # Lightning has chosen this process's GPU by the time of the first rollout, not when this was built.
             self.model.to(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))

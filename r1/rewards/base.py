@@ -27,6 +27,7 @@ from typing import Any, Protocol
 
 from r1.registry import Registry, RegistryError, did_you_mean
 from r1.rewards.grader import Grader, GraderError, Outcome
+from r1.rewards.restricted import Restricted
 from r1.rewards.trl import TRLReward, is_trl_reward
 from r1.rewards.worker import plain
 from r1.types import Completion, Problem, RolloutGroup
@@ -196,7 +197,8 @@ def build_rewards(
     """Build the weighted sum that a config describes.
 
     Args:
-        config: label -> {weight: 1.0, name: registered name or dotted path (default: the label), **arguments}.
+        config: label -> {weight: 1.0, name: registered name or dotted path (default: the label), tasks: names of the
+            only tasks whose problems it scores, **arguments}.
         task: passed to every factory that takes `task`.
         timeout: seconds for one completion in an isolated, item-wise reward.
         num_workers: worker processes for isolated rewards.
@@ -208,8 +210,9 @@ def build_rewards(
     rewards = {}
     for label, entry in config.items():
         arguments = dict(entry or {})
-        weight = arguments.pop("weight", 1.0)
-        rewards[label] = (_build_one(str(arguments.pop("name", label)), arguments, task), weight)
+        weight, tasks = arguments.pop("weight", 1.0), arguments.pop("tasks", None)
+        reward = _build_one(str(arguments.pop("name", label)), arguments, task)
+        rewards[label] = (reward if tasks is None else Restricted(reward, tasks), weight)
     return RewardSum(rewards, Grader(num_workers, timeout), batch_timeout=batch_timeout)
 
 

@@ -33,6 +33,9 @@ SHORT_SHARE = 0.5  # of the mixture: one or two operations
 SHORT_CAREFUL_SHARE = 0.8  # of the short ones: careful; the rest answer directly
 FUSED_RANDOM_SHARE = 0.25  # of fused results: a random digit
 WAIT = "\nwait\n"
+WAIT_ZH = "\n\u7b49\n"
+# What a chain in mixed languages puts between its steps: "so" in English or "then" in Chinese.
+CONNECTIVES = (" so ", "\u518d")
 
 _PROMPT = re.compile(r"(\d)((?:[A-Z][+\-*]\d)+):")
 _OPERATION = re.compile(r"([A-Z])([+\-*])(\d)")
@@ -96,6 +99,17 @@ def write_chain(start: int, operations: list[Operation], ends: list[int], rng: r
     return text
 
 
+def mix_languages(think: str, rng: random.Random) -> str:
+    """Return a chain of thought with a word before every step but the first, each in English or in Chinese.
+
+    A chain that begins anew has the word `wait` between its two parts; that one alone is drawn, so it stays short.
+    """
+    if WAIT in think:
+        return think.replace(WAIT, rng.choice((WAIT, WAIT_ZH)))
+    first, *rest = split_steps(think)
+    return first + "".join(rng.choice(CONNECTIVES) + step for step in rest)
+
+
 def split_steps(think: str) -> list[str]:
     """Cut a chain of thought after each result; joined together the steps give it back.
 
@@ -111,8 +125,9 @@ def check_steps(prompt: str, think: str) -> list[bool]:
     """Judge each step of `split_steps(think)`: is it the problem's next operations, with the right result?
 
     A step is judged from the digit written before it, so a mistake counts once and right work after it is right.
-    A step begins anew when it opens with the starting digit after some other text, such as `wait`. Text that is no step
-    is wrong. A chain that stops early has no wrong step: only its answer is wrong.
+    A step begins anew when it opens with the starting digit after some other text, such as `wait`. One of CONNECTIVES
+    may stand before a step. Other text that is no step is wrong. A chain that stops early has no wrong step: only its
+    answer is wrong.
     """
     start, operations = parse_chain(prompt)
     value: int | None = None
@@ -132,7 +147,8 @@ def check_steps(prompt: str, think: str) -> list[bool]:
         expected = value
         for _, sign, operand in written:
             expected = None if expected is None else apply_operation(expected, (sign, int(operand)))
-        verdicts.append(bool(begins or not opening) and in_order and expected == int(match[2]))
+        follows = not opening or (value is not None and opening in CONNECTIVES)
+        verdicts.append(bool(begins or follows) and in_order and expected == int(match[2]))
         value, done = int(match[2]), done + len(written)
     return verdicts
 
@@ -147,19 +163,35 @@ def first_wrong_step(prompt: str, think: str) -> int | None:
 class ChainTask(GeneratedTask):
     """Chains of `min_ops` to `max_ops` operations.
 
+    Args:
+        min_ops, max_ops: shortest and longest chain.
+        language_mix: share of the chains of thought in the noisy mixture that carry words in two languages (see
+            `mix_languages`), for the language-consistency reward to tell apart.
+        shares: of the splits.
+
     Raises:
-        ValueError: not 1 <= min_ops <= max_ops <= 26.
+        ValueError: not 1 <= min_ops <= max_ops <= 26, or language_mix outside [0, 1].
     """
 
     name = "chain"
     styles = ("clean", *NOISY_STYLES, "noisy_mixture")
 
-    def __init__(self, *, min_ops: int = 3, max_ops: int = 5, shares: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        min_ops: int = 3,
+        max_ops: int = 5,
+        language_mix: float = 0.0,
+        shares: Mapping[str, float] | None = None,
+    ) -> None:
         super().__init__(shares=shares)
+        if not 0 <= language_mix <= 1:
+            raise ValueError(f"task.language_mix must be in [0, 1], found {language_mix}")
         if not 1 <= min_ops <= max_ops <= len(string.ascii_uppercase):
             raise ValueError(f"expected 1 <= min_ops <= max_ops <= 26, found min_ops={min_ops}, max_ops={max_ops}")
         self.min_ops = min_ops
         self.max_ops = max_ops
+        self.language_mix = language_mix
 
     def generate(self, rng: random.Random) -> Problem:
         return generate_chain(rng, self.min_ops, self.max_ops)
@@ -179,20 +211,16 @@ class ChainTask(GeneratedTask):
         broken: terse, with a tag missing. noisy_mixture: one of them, by the shares NOISY_STYLES.
         """
         self.check_style(style)
+        is_mixed = False
         if style == "noisy_mixture":
             style = rng.choices(list(NOISY_STYLES), weights=list(NOISY_STYLES.values()))[0]
-        start, operations = parse_chain(problem.prompt)
-        careful = write_chain(start, operations, list(range(1, len(operations) + 1)))
-        if style == "clean":
-            return _turn(careful)
+            # Without a share nothing is drawn: the mixture stays what it is.
+            is_mixed = self.language_mix > 0 and rng.random() < self.language_mix
         if style == "direct":
             return f"<answer>{problem.answer}</answer>"
-        if style == "mostly_careful":
-            return _turn(write_chain(start, operations, _fuse(len(operations), rng, 0.2), rng))
-        terse = write_chain(start, operations, _fuse(len(operations), rng, 0.5, at_least_one=True), rng)
-        if style == "wait_redo":
-            return _turn(f"{terse}{WAIT}{careful}")
-        return _turn(terse) if style == "terse" else _break(_turn(terse), rng)
+        think = _think(problem.prompt, rng, style)
+        turn = _turn(mix_languages(think, rng) if is_mixed else think)
+        return _break(turn, rng) if style == "broken" else turn
 
     def demonstrate(self, split: str, index: int, *, style: str, seed: int = 0) -> tuple[Problem, str]:
         if style != "noisy_mixture":
@@ -213,6 +241,17 @@ class ChainTask(GeneratedTask):
         problem = self.draw(split, rng, lambda rng: generate_chain(rng, 1, 2))
         style = "clean" if rng.random() < SHORT_CAREFUL_SHARE else "direct"
         return replace(problem, index=index), self.demonstration(problem, rng, style)
+
+
+def _think(prompt: str, rng: random.Random, style: str) -> str:
+    start, operations = parse_chain(prompt)
+    careful = write_chain(start, operations, list(range(1, len(operations) + 1)))
+    if style == "clean":
+        return careful
+    if style == "mostly_careful":
+        return write_chain(start, operations, _fuse(len(operations), rng, 0.2), rng)
+    terse = write_chain(start, operations, _fuse(len(operations), rng, 0.5, at_least_one=True), rng)
+    return f"{terse}{WAIT}{careful}" if style == "wait_redo" else terse
 
 
 def _turn(think: str) -> str:

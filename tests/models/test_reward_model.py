@@ -168,12 +168,6 @@ def test_a_turn_without_a_summary_gets_the_lowest_score(saved):
     assert reward(completions("<think>6A-2", "<think>a</think> "), problems("chain", "chain")) == [-2.0, -2.0]
 
 
-def test_problems_of_other_tasks_are_not_scored(saved):
-    reward = RewardModelReward(path=str(saved), tasks=["general"])
-    first, second = reward(completions("a", "a"), problems("chain", "general"))
-    assert first is None and second is not None
-
-
 def test_configs_name_it_among_the_rewards(saved):
     rewards = build_rewards({"reward_model": {"path": str(saved), "weight": 0.5}})
     (breakdown,) = rewards.score(completions("<answer>8</answer>"), problems("chain"))

@@ -1,19 +1,22 @@
+import hashlib
 import random
 import re
 from collections import Counter
 
 import pytest
 
+from r1.rewards import Language
 from r1.tasks import TASKS
 from r1.tasks.chain import (
     check_steps,
     first_wrong_step,
     format_chain,
+    mix_languages,
     parse_chain,
     split_steps,
     write_chain,
 )
-from r1.types import Problem
+from r1.types import Completion, Problem
 
 # By hand: 6-2=4, 4+4=8, 8-3=5, 5*3=15 -> 5.
 PROMPT = "6A-2B+4C-3D*3:"
@@ -202,3 +205,65 @@ def test_mistakes_of_the_user_are_named(task):
         TASKS.build("chain", min_ops=4, max_ops=3)
     with pytest.raises(ValueError, match="not a chain"):
         parse_chain("6A-2B+4")
+
+
+# ------------------------------------------------------------------------------------------------ mixed languages
+
+
+def mixed_turns(num=400, share=1.0):
+    task = TASKS.build("chain", language_mix=share)
+    return [task.demonstrate("pretrain", i, style="noisy_mixture") for i in range(num)]
+
+
+def test_without_a_share_the_mixture_is_what_it_was():
+    task = TASKS.build("chain")
+    text = "".join(task.demonstrate("pretrain", i, style="noisy_mixture", seed=3)[1] for i in range(300))
+    # Computed before chains could be in mixed languages.
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "13a66cc096353202"
+
+
+def test_steps_with_words_of_either_language_between_them_are_judged_as_before():
+    # 6-2=4, 4+4=8, 8-3=5, 5*3=15 -> 5; the last result is wrong in the second chain.
+    assert check_steps(PROMPT, "6A-2=4 so B+4=8\u518dC-3=5 so D*3=5") == [True] * 4
+    assert check_steps(PROMPT, "6A-2=4\u518dB+4=8 so C-3=5\u518dD*3=6") == [True, True, True, False]
+    assert check_steps(PROMPT, "6A-2B+4=9\n\u7b49\n6A-2=4B+4=8") == [False, True, True]
+    # Not before the first step, and no other words.
+    assert check_steps(PROMPT, " so 6A-2=4")[0] and not check_steps(PROMPT, " so A-2=4")[0]
+    assert check_steps(PROMPT, "6A-2=4 then B+4=8") == [True, False]
+
+
+def test_mixing_changes_words_and_nothing_else():
+    plain, mixed = TASKS.build("chain"), TASKS.build("chain", language_mix=1.0)
+    # Longer chains think, and all of those with a second step carry words; the steps are right or wrong as without.
+    rng = random.Random(0)
+    for think in ("6A-2=4B+4=8C-3=5D*3=5", "6A-2B+4=9C-3D*3=8", "6A-2B+4=9\nwait\n6A-2=4B+4=8C-3=5D*3=5"):
+        for _ in range(10):
+            words = mix_languages(think, rng)
+            assert check_steps(PROMPT, words) == check_steps(PROMPT, think)
+            assert re.sub(" so |\u518d", "", words).replace("\u7b49", "wait") == think
+    assert plain.language_mix == 0.0 and mixed.language_mix == 1.0
+
+
+def test_the_language_reward_tells_mixed_chains_apart():
+    # The letter A is an English word to the reward, the other letters are none.
+    scores = {
+        "6A-2=4B+4=8": 1.0,
+        "6A-2=4 so B+4=8": 1.0,
+        "6A-2=4\u518dB+4=8": 1 / 2,
+        "6A-2=4 so B+4=8\u518dC-3=5": 2 / 3,
+        "6A-2=4\n\u7b49\n6A-2=4": 2 / 3,
+    }
+    reward = Language()
+    turns = [Completion(text=f"<think>{think}</think><answer>1</answer>") for think in scores]
+    assert reward(turns, [PROBLEM] * len(turns)) == pytest.approx(list(scores.values()))
+
+
+def test_the_share_of_chains_in_mixed_languages_is_the_asked_one():
+    def is_chinese(turn):
+        return "\u518d" in turn or "\u7b49" in turn
+
+    assert not any(is_chinese(turn) for _, turn in mixed_turns(share=0.0))
+    half, whole = (sum(is_chinese(turn) for _, turn in mixed_turns(2000, share)) for share in (0.5, 1.0))
+    assert 0.4 < half / whole < 0.6
+    with pytest.raises(ValueError, match=r"task.language_mix must be in \[0, 1\], found 2"):
+        TASKS.build("chain", language_mix=2)
