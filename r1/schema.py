@@ -26,6 +26,8 @@ class TrainConfig:
         ckpt_path: continue from this checkpoint.
         init_from: directory of a saved model to start from, or {experiment: name, overrides: [...]} of a stage that
             makes it (trained when it is not in the cache yet); null builds a fresh `model`.
+        teacher: for distillation, {name: pretrained, path: ...}, or {experiment: name, overrides: [...]} of a stage
+            that makes it, like init_from.
         save_model: write the final policy as a transformers directory `model/`.
         data_path: a data file, for experiments that read one.
         compare: what the closing table compares, or null.
@@ -44,6 +46,7 @@ class TrainConfig:
     loss: Any = field(default_factory=dict)
     model: Any = field(default_factory=dict)
     reference: Any = field(default_factory=dict)
+    teacher: Any = field(default_factory=dict)
     task: Any = field(default_factory=dict)
     reward: Any = field(default_factory=dict)
     prompt: Any = field(default_factory=dict)

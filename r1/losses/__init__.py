@@ -1,6 +1,7 @@
 """Losses as pure functions on tensors; see each module for its paper and formula."""
 
 from r1.losses.aggregation import AGGREGATIONS, aggregate, row_weights
+from r1.losses.chunked import chunked_weighted_sum
 from r1.losses.clipping import clip_stats
 from r1.losses.distill import (
     DIVERGENCES,
@@ -11,9 +12,11 @@ from r1.losses.distill import (
     reverse_kl,
     token_nll,
 )
+from r1.losses.distill_objective import DistillObjective
+from r1.losses.divergence import fused_divergence
 from r1.losses.kl import KL_KINDS, kl_estimate, kl_reward_penalty
 from r1.losses.mismatch import MISMATCH_MODES, mismatch_weights
-from r1.losses.on_policy import minillm_long, reverse_kl_advantages
+from r1.losses.on_policy import minillm_long, minillm_returns, reverse_kl_advantages
 from r1.losses.policy import (
     SURROGATES,
     cispo,
@@ -24,6 +27,8 @@ from r1.losses.policy import (
     sequence_raw_clipped,
     sequence_token_clipped,
 )
+from r1.losses.preference import bradley_terry_loss, num_agreeing
+from r1.losses.top_k import TopK, bucket_log_probs, top_k_of
 
 __all__ = [
     "AGGREGATIONS",
@@ -31,18 +36,26 @@ __all__ = [
     "KL_KINDS",
     "MISMATCH_MODES",
     "SURROGATES",
+    "DistillObjective",
+    "TopK",
     "aggregate",
+    "bradley_terry_loss",
+    "bucket_log_probs",
     "chunked_per_token",
+    "chunked_weighted_sum",
     "cispo",
     "clip_stats",
     "clipped",
     "forward_kl",
+    "fused_divergence",
     "generalized_jsd",
     "hinton",
     "kl_estimate",
     "kl_reward_penalty",
     "minillm_long",
+    "minillm_returns",
     "mismatch_weights",
+    "num_agreeing",
     "off_policy_sequence_mask",
     "reverse_kl",
     "reverse_kl_advantages",
@@ -52,4 +65,5 @@ __all__ = [
     "sequence_raw_clipped",
     "sequence_token_clipped",
     "token_nll",
+    "top_k_of",
 ]

@@ -61,14 +61,28 @@ def minillm_long(
         (B, T), 0 where the mask is false.
     """
     mask = mask.bool()
-    rewards = torch.where(mask, teacher_logps - logps, 0.0).detach()
+    returns = minillm_returns(logps, teacher_logps, mask, length_norm=length_norm)
+    if weights is not None:
+        returns = returns * torch.where(mask, weights.detach(), 0.0)
+    return -returns * torch.where(mask, logps, 0.0)
+
+
+@torch.no_grad()
+def minillm_returns(student_logps: Tensor, teacher_logps: Tensor, mask: Tensor, *, length_norm: bool = True) -> Tensor:
+    """Return what each token leads to: R_{t+1} of `minillm_long`, the advantage (B, T) of its long term.
+
+    Args:
+        student_logps, teacher_logps: (B, T) of the sampled tokens.
+        mask: (B, T), true on completion tokens.
+        length_norm: divide by the number of terms.
+    """
+    mask = mask.bool()
+    rewards = torch.where(mask, teacher_logps - student_logps, 0.0)
     returns = rewards.flip(1).cumsum(1).flip(1) - rewards
     if length_norm:
         num_terms = mask.flip(1).cumsum(1).flip(1) - mask.long()
         returns = returns / num_terms.clamp(min=1)
-    if weights is not None:
-        returns = returns * torch.where(mask, weights.detach(), 0.0)
-    return -returns * torch.where(mask, logps, 0.0)
+    return torch.where(mask, returns, 0.0)
 
 
 def _discounted_sum(rewards: Tensor, discount: float) -> Tensor:

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig
 
 from r1.logps import default_chunk_size, logps_from_logits, token_logps
+from r1.losses.chunked import PerToken, chunked_weighted_sum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +106,50 @@ def head_logps(
         for start in starts
     ]
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]) if with_entropy else None
+
+
+def head_weighted_sum(
+    head: nn.Module,
+    hidden: Tensor,
+    per_token: PerToken,
+    weights: Tensor,
+    *,
+    transform: LogitTransform,
+    chunk_size: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the weighted sum of losses that need whole distributions, never holding (N, V) logits.
+
+    Args:
+        head: maps (n, H) to (n, V).
+        hidden: (N, H).
+        per_token: maps the logits (n, V) of tokens `rows`, float32 at least, to their losses (n,).
+        weights: (N,) constants.
+        transform: what follows the head.
+        chunk_size: tokens per chunk; by default what fits the memory target of the device.
+
+    Returns:
+        The sum with gradient, and the losses (N,) without.
+    """
+    size = chunk_size or default_chunk_size(getattr(head, "out_features", 2**17), hidden.device)
+
+    def of_logits(logits: Tensor, rows: slice) -> Tensor:
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return per_token(logits if transform == LogitTransform() else transform(logits), rows)
+
+    if _is_plain_linear(head):
+
+        def fused(states: Tensor) -> tuple[Tensor, Tensor]:
+            return chunked_weighted_sum(of_logits, states, head.weight, weights, bias=head.bias, chunk_size=size)
+
+        with _forward_replaced(head, fused):
+            return head(hidden)
+
+    def chunk(states: Tensor, rows: slice) -> Tensor:
+        return of_logits(head(states), rows)
+
+    slices = [slice(start, start + size) for start in range(0, max(len(hidden), 1), size)]
+    values = torch.cat([checkpoint(chunk, hidden[rows], rows, use_reentrant=False) for rows in slices])
+    return (values * weights.to(values)).sum(), values.detach()
 
 
 def _is_plain_linear(head: nn.Module) -> bool:

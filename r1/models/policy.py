@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from r1.models.head import LogitTransform, head_logps
+from r1.losses.chunked import PerToken
+from r1.models.head import LogitTransform, head_logps, head_weighted_sum
 from r1.models.lora import is_peft_model, merged_state_dict
 from r1.models.tokenizer import ensure_pad_token, save_tokenizer
 from r1.tensors import completion_positions, gather_completion_hidden, scatter_to_rows
@@ -97,7 +98,28 @@ class Policy(nn.Module):
         Raises:
             ValueError: temperature not above 0, or a mask that does not fit the rows.
         """
-        hidden = self.completion_hidden(input_ids, prompt_lengths, mask)
+        return self.completion_logps(
+            self.completion_hidden(input_ids, prompt_lengths, mask),
+            input_ids,
+            prompt_lengths,
+            mask,
+            temperature=temperature,
+            with_entropy=with_entropy,
+            chunk_size=chunk_size,
+        )
+
+    def completion_logps(
+        self,
+        hidden: Tensor,
+        input_ids: Tensor,
+        prompt_lengths: Tensor,
+        mask: Tensor,
+        *,
+        temperature: float = 1.0,
+        with_entropy: bool = False,
+        chunk_size: int | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what `forward` does, from the hidden states (N, H) of `completion_hidden`."""
         targets = input_ids[completion_positions(prompt_lengths, mask)]
         logps, entropy = head_logps(
             self.language_model.get_output_embeddings(),
@@ -121,6 +143,19 @@ class Policy(nn.Module):
         """Return the logits (N, V) of hidden states (N, H), float32, for losses that need whole distributions."""
         logits = self.language_model.get_output_embeddings()(hidden)
         return self._transform(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+
+    def weighted_sum(
+        self, hidden: Tensor, per_token: PerToken, weights: Tensor, *, chunk_size: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return a weighted sum of losses on whole distributions; see `r1.models.head.head_weighted_sum`."""
+        return head_weighted_sum(
+            self.language_model.get_output_embeddings(),
+            hidden,
+            per_token,
+            weights,
+            transform=self._transform,
+            chunk_size=chunk_size,
+        )
 
     @torch.no_grad()
     def check_logits(self) -> None:

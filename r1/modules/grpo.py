@@ -48,6 +48,16 @@ class GRPOModule(PolicyModule):
                     callback.on_rollout_end(self.trainer, self, record)
 
     def training_step(self, batch: Experience, batch_idx: int) -> Tensor:
+        loss, stats = self.loss(batch)
+        stats["loss"] = loss.detach()
+        self.add_up(stats)
+        if (batch_idx + 1) % self.loader.accumulation == 0:
+            self._log_step()
+        # The trainer averages over micro-batches and ranks; the weights in the batch already did.
+        return loss * batch.num_parts
+
+    def loss(self, batch: Experience) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the micro-batch's share of the step's loss, and sums to be added over micro-batches."""
         logps, entropy = self.policy(
             batch.input_ids,
             batch.prompt_lengths,
@@ -56,14 +66,9 @@ class GRPOModule(PolicyModule):
             with_entropy=self.log_entropy,
         )
         loss, stats = self.objective(logps, batch)
-        stats["loss"] = loss.detach()
         if entropy is not None:
             stats["entropy_sum"] = entropy.sum()
-        self.add_up(stats)
-        if (batch_idx + 1) % self.loader.accumulation == 0:
-            self._log_step()
-        # The trainer averages over micro-batches and ranks; the weights in the batch already did.
-        return loss * batch.num_parts
+        return loss, stats
 
     def _log_step(self) -> None:
         sums = self.take_sums()
@@ -78,6 +83,8 @@ class GRPOModule(PolicyModule):
         }
         if "kl_sum" in sums:
             metrics["train/kl"] = sums["kl_sum"] / tokens
+        if "single_step_sum" in sums:
+            metrics["train/single_step"] = sums["single_step_sum"] / tokens
         if "entropy_sum" in sums:
             metrics["train/entropy"] = sums["entropy_sum"] / tokens
         self.log_dict(metrics, sync_dist=self.loader.world > 1)

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning import LightningDataModule
 
-from r1.data.traces import FileTraces, TaskTraces, TraceDataModule
+from r1.data.traces import FileTraces, TaskTraces, TraceDataModule, TraceDataset
 from r1.losses.objective import PolicyObjective
 from r1.models import MODELS
 from r1.models.reference import build_reference
@@ -23,6 +23,7 @@ from r1.rollout import ENGINES
 from r1.rollout.advantage import AdvantageEstimator
 from r1.rollout.base import RolloutEngine
 from r1.rollout.evaluate import Evaluator
+from r1.rollout.grading import TeacherGrading
 from r1.rollout.loader import RolloutLoader
 from r1.rollout.plan import RolloutPlan
 from r1.schema import settings
@@ -30,7 +31,8 @@ from r1.tasks import TASKS
 from r1.types import SamplingParams
 
 ALGORITHMS = Registry("algorithm")
-_DATA_KEYS = ("style", "split", "path", "batch_size", "num_examples", "bucket_batches")
+DATA_KEYS = ("style", "split", "path", "batch_size", "num_examples", "bucket_batches")
+POLICY_KEYS = ("name", "plan", "optimizer", "log_entropy", "split")
 
 Config = Mapping[str, Any]
 
@@ -142,7 +144,14 @@ def _accuracy(config: Config) -> dict[str, Any]:
 @ALGORITHMS.register("grpo")
 def grpo(config: Config, parts: Parts) -> tuple[GRPOModule, None]:
     """Group-relative policy optimisation: the module makes its own data."""
-    algorithm = check_keys(config["algorithm"], ("name", "plan", "optimizer", "log_entropy", "split"), "algorithm")
+    algorithm = check_keys(config["algorithm"], POLICY_KEYS, "algorithm")
+    return GRPOModule(**policy_parts(config, parts, algorithm)), None
+
+
+def policy_parts(
+    config: Config, parts: Parts, algorithm: Config, *, grading: TeacherGrading | None = None
+) -> dict[str, Any]:
+    """Build the keyword arguments of `GRPOModule`: what algorithms that learn from rollouts have in common."""
     loss = dict(config["loss"])
     advantage = dict(loss.pop("advantage", {"name": "group"}))
     objective = settings(PolicyObjective, loss, "loss")
@@ -170,36 +179,24 @@ def grpo(config: Config, parts: Parts) -> tuple[GRPOModule, None]:
         sampling=build_sampling(config),
         plan=plan,
         keep_rollout_logps=objective.mismatch is not None,
+        grading=grading,
     )
-    module = GRPOModule(
-        policy=parts.policy,
-        loader=loader,
-        objective=objective,
-        reference=reference,
-        log_entropy=algorithm.get("log_entropy", True),
-        optimizer=build_optimizer(algorithm),
-        evaluator=parts.evaluator,
-    )
-    return module, None
+    return {
+        "policy": parts.policy,
+        "loader": loader,
+        "objective": objective,
+        "reference": reference,
+        "log_entropy": algorithm.get("log_entropy", True),
+        "optimizer": build_optimizer(algorithm),
+        "evaluator": parts.evaluator,
+    }
 
 
 @ALGORITHMS.register("sft")
 def sft(config: Config, parts: Parts) -> tuple[SFTModule, TraceDataModule]:
     """Supervised fine-tuning on traces of a file, or on those the task writes itself."""
     algorithm = check_keys(config["algorithm"], ("name", "data", "optimizer", "aggregation", "max_length"), "algorithm")
-    data = check_keys(algorithm["data"], _DATA_KEYS, "algorithm.data")
-    if data.get("path"):
-        dataset = FileTraces(parts.policy.tokenizer, path=data["path"], template=parts.template)
-    else:
-        dataset = TaskTraces(
-            parts.policy.tokenizer,
-            template=parts.template,
-            task=parts.task,
-            style=data.get("style", "clean"),
-            split=data.get("split", "train"),
-            num_examples=data.get("num_examples") or 1 << 20,
-            seed=config["seed"],
-        )
+    data = check_keys(algorithm["data"], DATA_KEYS, "algorithm.data")
     module = SFTModule(
         policy=parts.policy,
         aggregation=algorithm.get("aggregation", "token_mean"),
@@ -208,10 +205,25 @@ def sft(config: Config, parts: Parts) -> tuple[SFTModule, TraceDataModule]:
         evaluator=parts.evaluator,
     )
     return module, TraceDataModule(
-        dataset,
+        build_traces(config, parts, data),
         batch_size=data.get("batch_size", 64),
         seed=config["seed"],
         bucket_batches=data.get("bucket_batches", 1),
+    )
+
+
+def build_traces(config: Config, parts: Parts, data: Config) -> TraceDataset:
+    """Build the demonstrations of `algorithm.data`: of a file, or those the task writes itself."""
+    if data.get("path"):
+        return FileTraces(parts.policy.tokenizer, path=data["path"], template=parts.template)
+    return TaskTraces(
+        parts.policy.tokenizer,
+        template=parts.template,
+        task=parts.task,
+        style=data.get("style", "clean"),
+        split=data.get("split", "train"),
+        num_examples=data.get("num_examples") or 1 << 20,
+        seed=config["seed"],
     )
 
 
@@ -227,3 +239,7 @@ def check_keys(node: Config, known: tuple[str, ...], key: str) -> dict[str, Any]
         if name not in known:
             raise ValueError(f"{key}.{name}: no such key.{did_you_mean(name, known)} {key} takes: {', '.join(known)}")
     return dict(node)
+
+
+# Registers the algorithms of distillation, which are built from the functions above.
+from r1.recipe import distill as _distill  # noqa: E402, F401

@@ -27,7 +27,8 @@ class RolloutBuffer:
         rollout_logps: N tensors (T_i,) float32 as reported by the sampler.
         old_logps: N tensors (T_i,) float32 of the policy that made the rollout.
         ref_logps: N tensors (T_i,) float32 of the reference policy, or empty without a reference.
-        advantages: (N,) float32.
+        teacher_logps: N tensors (T_i,) float32 of the teacher, or empty without one.
+        advantages: (N,) float32, one for each row; or N tensors (T_i,) float32, one for each token.
         excluded: rows kept out of the loss (truncated ones, when asked).
     """
 
@@ -37,7 +38,8 @@ class RolloutBuffer:
     rollout_logps: list[Tensor]
     old_logps: list[Tensor] = field(default_factory=list)
     ref_logps: list[Tensor] = field(default_factory=list)
-    advantages: Tensor = field(default_factory=lambda: torch.zeros(0))
+    teacher_logps: list[Tensor] = field(default_factory=list)
+    advantages: Tensor | list[Tensor] = field(default_factory=lambda: torch.zeros(0))
     excluded: list[bool] = field(default_factory=list)
 
     @classmethod
@@ -93,12 +95,17 @@ class RolloutBuffer:
             prompt_lengths=prompt_lengths,
             mask=mask & included[:, None],
             old_logps=self._padded(self.old_logps, rows),
-            advantages=self.advantages[rows][:, None].expand(mask.shape).contiguous(),
+            advantages=self._advantages(rows, mask),
             weights=weights[[position[row] for row in rows]].float(),
             num_parts=num_parts,
             ref_logps=self._padded(self.ref_logps, rows) if self.ref_logps else None,
             rollout_logps=self._padded(self.rollout_logps, rows) if with_rollout_logps else None,
         )
+
+    def _advantages(self, rows: list[int], mask: Tensor) -> Tensor:
+        if isinstance(self.advantages, list):
+            return self._padded(self.advantages, rows)
+        return self.advantages[rows][:, None].expand(mask.shape).contiguous()
 
     @staticmethod
     def _padded(values: list[Tensor], rows: list[int]) -> Tensor:

@@ -20,6 +20,7 @@ from r1.distributed import gather_strided, rank_and_world
 from r1.rollout.advantage import AdvantageEstimator
 from r1.rollout.base import RolloutEngine, mix_seed
 from r1.rollout.buffer import RolloutBuffer
+from r1.rollout.grading import TeacherGrading
 from r1.rollout.plan import RolloutPlan, plan_minibatches
 from r1.rollout.statistics import reward_matrix, rollout_metrics
 from r1.types import Experience, Prompt, RolloutGroup, SamplingParams
@@ -53,6 +54,7 @@ class RolloutLoader:
         sampling: how completions are drawn; its seed is the run seed.
         plan: how many, how split, how often.
         keep_rollout_logps: hand the sampler's logps to the loss, for mismatch correction.
+        grading: a teacher that gives every token an advantage of its own, or None.
     """
 
     def __init__(
@@ -69,11 +71,13 @@ class RolloutLoader:
         sampling: SamplingParams,
         plan: RolloutPlan,
         keep_rollout_logps: bool = False,
+        grading: TeacherGrading | None = None,
     ) -> None:
         self.stream, self.template, self.engine, self.rewards = stream, template, engine, rewards
         self.advantage, self.aggregation = advantage, aggregation
         self.policy, self.reference = policy, reference
         self.sampling, self.plan, self.keep_rollout_logps = sampling, plan, keep_rollout_logps
+        self.grading = grading
         # The training step's autocast, set by the module: old and new logps must come from the same arithmetic.
         self.precision: Callable[[], AbstractContextManager[Any]] = nullcontext
         self.reward_seconds = 0.0
@@ -131,19 +135,27 @@ class RolloutLoader:
             for iteration in range(self.plan.num_iterations)
         ]
         self._policy_logps()
-        self._check_variance(reward_matrix(groups))
+        if self.grading is None:  # a teacher teaches whatever the rewards are
+            self._check_variance(reward_matrix(groups))
         penalty = self.plan.kl_in_reward * self._sequence_kl() if self.plan.kl_in_reward else None
         advantages = self.advantage(groups, penalty)
         self.buffer.advantages = advantages.flatten().float()
+        if self.grading is not None:
+            self.buffer.advantages = self.grading(self.buffer)
+            advantages = torch.stack([row.mean() for row in self.buffer.advantages]).view_as(advantages)
         groups = [
             replace(g, rollouts=tuple(replace(r, advantage=float(a)) for r, a in zip(g.rollouts, row, strict=True)))
             for g, row in zip(groups, advantages, strict=True)
         ]
-        metrics = rollout_metrics(groups) | {
-            "time/rollout": sampled - started - self.reward_seconds,
-            "time/reward": self.reward_seconds,
-            "time/logps": time.perf_counter() - sampled,
-        }
+        metrics = (
+            rollout_metrics(groups)
+            | self._teacher_metrics()
+            | {
+                "time/rollout": sampled - started - self.reward_seconds,
+                "time/reward": self.reward_seconds,
+                "time/logps": time.perf_counter() - sampled,
+            }
+        )
         self.record = RolloutRecord(number=self.num_rollouts, groups=groups, metrics=metrics)
         self.num_rollouts += 1
         self.delivered = 0
@@ -195,6 +207,8 @@ class RolloutLoader:
         if self.reference is not None:
             passes.append(("ref_logps", lambda *a, **k: self.reference.logps(self.policy, *a, **k)))
         parts = [rows for minibatch in self.schedule[0] for rows in minibatch]
+        if self.grading is not None:
+            passes.append(("teacher_logps", self.grading.teacher.to(self.policy.model.device).logps))
         rank, world = rank_and_world()
         for name, logps_of in passes:
             mine = [self._row_logps(logps_of, rows) for rows in parts[rank::world]]
@@ -212,6 +226,12 @@ class RolloutLoader:
                 input_ids.to(device), prompt_lengths.to(device), mask.to(device), temperature=self.sampling.temperature
             )
         return [values[keep] for values, keep in zip(logps.float().cpu(), mask, strict=True)]
+
+    def _teacher_metrics(self) -> dict[str, float]:
+        if self.grading is None:
+            return {}
+        pairs = zip(self.buffer.old_logps, self.buffer.teacher_logps, strict=True)
+        return {"rollout/reverse_kl": float(torch.cat([old - teacher for old, teacher in pairs]).mean())}
 
     def _sequence_kl(self) -> Tensor:
         pairs = zip(self.buffer.old_logps, self.buffer.ref_logps, strict=True)
