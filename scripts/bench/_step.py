@@ -1,0 +1,168 @@
+"""What both sides of `vs_trl.py` share: settings, weights, problems, reward, and the clock around one step."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from r1.models.policy import Policy
+from r1.models.tiny import tiny_llama
+from r1.models.tokenizer import byte_tokenizer
+from r1.tasks import TASKS
+from r1.types import Problem
+
+SHAPES = {
+    "1m": {"hidden_size": 128, "num_layers": 5, "num_heads": 4, "intermediate_size": 384},
+    "15m": {"hidden_size": 384, "num_layers": 8, "num_heads": 6, "intermediate_size": 1024},
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchSettings:
+    """One comparison; see the options of `vs_trl.py`."""
+
+    params: str
+    vocab_size: int
+    task: str
+    num_prompts: int
+    num_generations: int
+    micro_batch: int
+    max_tokens: int
+    mean_length: float
+    loss: str
+    beta: float
+    lr: float
+    threads: int
+    seed: int
+    num_steps: int
+
+    @property
+    def num_completions(self) -> int:
+        return self.num_prompts * self.num_generations
+
+    @property
+    def num_micro_batches(self) -> int:
+        return self.num_completions // self.micro_batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCost:
+    """What one optimizer step cost, rollout included.
+
+    Attributes:
+        tokens: completion tokens drawn, end-of-sequence included.
+        wall, cpu: seconds of the whole step; cpu counts every thread of the process.
+        rollout_wall, rollout_cpu: the part until the batch for the loss is ready: sampling, rewards, advantages,
+            reference log-probabilities.
+    """
+
+    tokens: int
+    wall: float
+    cpu: float
+    rollout_wall: float
+    rollout_cpu: float
+
+    def seconds(self, clock: str, part: str) -> float:
+        """Return the seconds of the "step", its "rollout" or its "update" by the "wall" or the "cpu" clock."""
+        step, rollout = (self.wall, self.rollout_wall) if clock == "wall" else (self.cpu, self.rollout_cpu)
+        return {"step": step, "rollout": rollout, "update": step - rollout}[part]
+
+
+class StepGate:
+    """Holds a trainer between two optimizer steps until the other side has had its turn, and times each step.
+
+    A step runs from the end of the one before to its own end, so whatever the trainer does in between counts.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.started: tuple[float, float] | None = None
+        self.rolled: tuple[float, float] = (0.0, 0.0)
+
+    def rollout_ends(self) -> None:
+        self.rolled = (time.perf_counter(), time.process_time())
+
+    def step_ends(self, tokens: int) -> bool:
+        """Report the step, wait for the next turn, and return whether there is one."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        if self.started is None:
+            self.connection.send("ready")
+        else:
+            wall_0, cpu_0 = self.started
+            self.connection.send(
+                StepCost(
+                    tokens=tokens,
+                    wall=wall - wall_0,
+                    cpu=cpu - cpu_0,
+                    rollout_wall=self.rolled[0] - wall_0,
+                    rollout_cpu=self.rolled[1] - cpu_0,
+                )
+            )
+        go_on = self.connection.recv()
+        self.started = (time.perf_counter(), time.process_time())
+        return go_on
+
+
+def build_policy(settings: BenchSettings) -> Policy:
+    """Build a Llama whose completions have geometric lengths, cut at max_tokens, with the mean asked for."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens([f"<extra_{i}>" for i in range(settings.vocab_size - len(tokenizer))])
+    policy = tiny_llama(**SHAPES[settings.params], tie_word_embeddings=False, tokenizer=tokenizer, seed=settings.seed)
+    model = policy.model
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    _set_stop_probability(model, tokenizer.eos_token_id, stop_probability(settings.mean_length, settings.max_tokens))
+    return Policy(model, tokenizer)
+
+
+def stop_probability(mean_length: float, max_tokens: int) -> float:
+    """Return p with E[min(Geometric(p), max_tokens)] = (1 - (1 - p)^max_tokens) / p = mean_length."""
+    return _bisect(lambda p: mean_length - (1 - (1 - p) ** max_tokens) / p, 1e-9, 1.0)
+
+
+@torch.no_grad()
+def _set_stop_probability(model: Any, eos: int, probability: float) -> None:
+    # Channel 0 is made the same for every token, so that the head's weight on it acts as a bias of the logits.
+    model.get_input_embeddings().weight[:, 0] = 0.3
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight[0] = 0.0
+        layer.mlp.down_proj.weight[0] = 0.0
+    head = model.get_output_embeddings().weight
+    head[:, 0] = 0.0
+    generator = torch.Generator().manual_seed(0)
+    hidden = model.model(torch.randint(256, (16, 160), generator=generator), use_cache=False)[0]
+    logits = hidden @ head.T
+    others = logits.index_fill(-1, torch.tensor([eos]), -torch.inf).logsumexp(-1)
+
+    def excess(weight: float) -> float:
+        return float(torch.sigmoid(logits[..., eos] + weight * hidden[..., 0] - others).mean()) - probability
+
+    head[eos, 0] = _bisect(excess, -10.0, 10.0)
+
+
+def _bisect(increasing: Any, low: float, high: float) -> float:
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if increasing(middle) > 0 else (middle, high)
+    return (low + high) / 2
+
+
+def problem_stream(settings: BenchSettings) -> Any:
+    return TASKS.build(settings.task).problems("train", seed=settings.seed)
+
+
+def problems(settings: BenchSettings) -> list[Problem]:
+    """Return the problems of all steps, in the order in which both sides take them."""
+    return problem_stream(settings).take(settings.num_prompts * settings.num_steps)
+
+
+def letter_share(completions: list[str], **columns: Any) -> list[float]:
+    """Reward of both sides, in TRL's form: the share of characters that are letters."""
+    return [sum(map(str.isalpha, text)) / max(len(text), 1) for text in completions]
+
+
+# It cannot hang: ours may run it in process, as TRL does with every reward.
+letter_share.isolated = False
