@@ -16,14 +16,33 @@ from r1.registry import did_you_mean
 
 # Config groups that merge into the top level, so that no key bears their name.
 GROUPS_WITHOUT_KEY = ("experiment", "debug", "local")
+SHORTHANDS = {"sample": ("model",), "evaluate": ("model", "few_shot")}
 
 
 def compose_config(overrides: Iterable[str], *, name: str = "train") -> DictConfig:
     """Compose a config as the command line would, inside a Hydra application or outside one."""
+    overrides = expand_shorthands(overrides, name=name)
     if GlobalHydra.instance().is_initialized():
         return compose(config_name=name, overrides=list(overrides))
     with initialize_config_module("r1.configs", version_base="1.3"):
         return compose(config_name=name, overrides=list(overrides))
+
+
+def expand_shorthands(arguments: Iterable[str], *, name: str) -> list[str]:
+    """Write out the keys that stand for a path: `model=runs/x` means `model.path=runs/x`.
+
+    Hydra would look for runs/x in the config group `model`, and would not take `few_shot=x` beside `few_shot.k=4`.
+
+    Args:
+        arguments: of the command line.
+        name: of the config they are for.
+    """
+    shorthands = SHORTHANDS.get(name, ())
+    expanded = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        expanded.append(f"{key}.path={value}" if equals and key in shorthands else argument)
+    return expanded
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -48,7 +67,7 @@ def instantiate_all(nodes: Mapping[str, Any] | None) -> dict[str, Any]:
     return {key: instantiate(node) for key, node in (nodes or {}).items() if node}
 
 
-def explain_overrides(arguments: list[str] | None = None) -> str:
+def explain_overrides(arguments: list[str] | None = None, *, name: str = "train") -> str:
     """Name the nearest keys to command-line overrides that no config has, or return "".
 
     Hydra says which key is unknown but not what was meant; this is asked only after it refused.
@@ -57,7 +76,7 @@ def explain_overrides(arguments: list[str] | None = None) -> str:
     overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
     groups = [o for o in overrides if o.split("=")[0].lstrip("+~") == "experiment"]
     try:
-        known = list(_flatten(OmegaConf.to_container(compose_config(groups), resolve=False)))
+        known = list(_flatten(OmegaConf.to_container(compose_config(groups, name=name), resolve=False)))
     except Exception:  # the experiment itself is unknown, and Hydra has listed those there are
         return ""
     hints = []

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from r1.recipe.stages import latest_checkpoint, write_json
 from r1.rewards import GraderError, RewardError
+from r1.rollout.endpoint import EndpointError
 from r1.rollout.loader import ZeroVarianceError
 
 # Mistakes of the user or of the world outside, which a stack of our frames does not explain.
@@ -26,6 +27,7 @@ EXPECTED = (
     RewardError,
     GraderError,
     ZeroVarianceError,
+    EndpointError,
     InstantiationException,
     OmegaConfBaseException,
     KeyboardInterrupt,

@@ -59,7 +59,123 @@ class TrainConfig:
     compare: Any = None
 
 
+@dataclass
+class ModelRunConfig:
+    """What `r1.sample` and `r1.evaluate` share: a model, problems, and how completions are drawn.
+
+    Attributes:
+        model: config of the model. On the command line `model=x` means `model.path=x`: the folder of a saved model or
+            of a run, or a name on the hub; with rollout=remote, its name at the endpoint.
+        tokenizer: folder or name of a tokenizer whose chat template renders the prompts of a remote model.
+        device: to sample on; null is CUDA where there is one.
+        seed: of problems and completions.
+        output_dir: run directory; the Hydra run directory when null.
+        num_threads: threads on the CPU (null: torch decides); results depend on it in the last bits.
+        data_path: a data file, for tasks that read one.
+        num_problems: problems asked, each once.
+        split: they come from.
+        temperature, top_p, max_tokens: of sampling.
+    """
+
+    model: Any = field(default_factory=dict)
+    tokenizer: str | None = None
+    device: str | None = None
+    seed: int = 0
+    output_dir: str | None = None
+    num_threads: int | None = None
+    data_path: str | None = None
+    num_problems: int = 100
+    split: str = "train"
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 256
+    task: Any = field(default_factory=dict)
+    reward: Any = field(default_factory=dict)
+    prompt: Any = field(default_factory=dict)
+    rollout: Any = field(default_factory=dict)
+
+
+@dataclass
+class SampleConfig(ModelRunConfig):
+    """Top level of `r1.sample`.
+
+    Attributes:
+        k: completions of each problem.
+        out: trace file (.jsonl); traces.jsonl in the run directory when null. Shards and manifest stand beside it.
+        all_out: file for all completions, those that a filter refused included, or null.
+        rewrite: phrase -> replacement in the completions, before they are scored and filtered.
+        filters: see `r1.recipe.rejection.RejectionSettings`.
+        keep_per_problem: most completions kept of one problem, or null.
+        decontaminate: benchmark files that no trace may overlap.
+        decontamination: ngram_size, and unit ("word" or "token").
+        shard_size: problems whose completions are written at once.
+        keep_shards: keep the raw completions, so that the same command with other filters samples nothing anew.
+    """
+
+    k: int = 8
+    out: str | None = None
+    all_out: str | None = None
+    rewrite: Any = field(default_factory=dict)
+    filters: Any = field(default_factory=dict)
+    keep_per_problem: int | None = None
+    decontaminate: list[str] = field(default_factory=list)
+    decontamination: Any = field(default_factory=dict)
+    shard_size: int = 16
+    keep_shards: bool = True
+
+
+@dataclass
+class EvaluateConfig(ModelRunConfig):
+    """Top level of `r1.evaluate`.
+
+    Attributes:
+        num_samples: completions of each problem; above 1, pass@k and cons@k are reported too.
+        few_shot: path (a trace file, or null), k, question, answer, prefill: examples in the prompt.
+    """
+
+    num_samples: int = 1
+    few_shot: Any = field(default_factory=dict)
+
+
+@dataclass
+class PipelineConfig:
+    """Top level of `r1.pipeline`.
+
+    Attributes:
+        seed: of every stage.
+        num_threads: threads of a process on the CPU.
+        output_dir: run directory, a folder for each stage in it; the Hydra run directory when null.
+        pipeline: name, stages (names to run, null for all) and definitions (`r1.recipe.pipeline.Stage`).
+    """
+
+    seed: int = 0
+    num_threads: int | None = None
+    output_dir: str | None = None
+    pipeline: Any = field(default_factory=dict)
+
+
+@dataclass
+class ClaimsConfig:
+    """Top level of `r1.claims`.
+
+    Attributes:
+        evaluations: label -> `evaluation.json`.
+        claims: command, and claims by label (`r1.recipe.claims.put_to_test`).
+        seed, num_threads: taken from the pipeline; nothing here depends on them.
+    """
+
+    seed: int = 0
+    num_threads: int | None = None
+    output_dir: str | None = None
+    evaluations: dict[str, Any] = field(default_factory=dict)
+    claims: Any = field(default_factory=dict)
+
+
+ConfigStore.instance().store(name="pipeline_schema", node=PipelineConfig, provider="r1")
+ConfigStore.instance().store(name="claims_schema", node=ClaimsConfig, provider="r1")
 ConfigStore.instance().store(name="train_schema", node=TrainConfig, provider="r1")
+ConfigStore.instance().store(name="sample_schema", node=SampleConfig, provider="r1")
+ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig, provider="r1")
 
 
 def settings(kind: type[Settings], values: Mapping[str, Any] | None, key: str) -> Settings:

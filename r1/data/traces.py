@@ -7,18 +7,29 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import Dataset
 
 from r1.data.collate import TraceBatch, TraceExample, collate_traces
+from r1.data.formats import Shape, read_traces, trace_of
 from r1.distributed import rank_and_world
-from r1.prompts import Template, chat_trace_text
+from r1.prompts import Template
 from r1.tasks.base import Task
-from r1.tasks.jsonl import BrokenLines, read_jsonl
+from r1.tasks.jsonl import BrokenLines
 from r1.types import Problem, Trace
+
+__all__ = [
+    "FileTraces",
+    "TaskTraces",
+    "TraceDataModule",
+    "TraceDataset",
+    "TraceLoader",
+    "strip_prefill",
+    "trace_of",
+]
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -123,15 +134,19 @@ class TaskTraces(TraceDataset):
 
 
 class FileTraces(TraceDataset):
-    """Demonstrations from a JSONL file.
+    """Demonstrations from a JSONL file of any shape that `r1.data.formats` reads.
 
-    A line is {"prompt", "completion"} or {"messages"}, the last message being the assistant's; "problem" (an object
-    with prompt and answer), "source" and "rewards" may come with it. Without a template a prompt is taken as it
-    stands and messages go through the tokenizer's chat template. With one, the question (the problem's prompt, else
-    "prompt", else the only user message) is rendered anew.
+    Without a template a prompt is taken as it stands and messages go through the tokenizer's chat template. With one,
+    the question (the problem's prompt, else "prompt", else the only user message) is rendered anew.
+
+    Args:
+        tokenizer, template, max_length: see TraceDataset.
+        path: the file; with a manifest beside it, it must match the manifest.
+        shape: what every turn must be; see `r1.data.formats.check_trace`.
+        broken_lines: "raise", or "skip" to leave out rows that cannot be read or have another shape, with a warning.
 
     Raises:
-        ValueError: no such file, no line in it, or a broken line (`file:line: expected ..., found ...`).
+        ValueError: no such file, no row left, or a broken row (`file:line: expected ..., found ...`).
     """
 
     def __init__(
@@ -141,72 +156,23 @@ class FileTraces(TraceDataset):
         path: str,
         template: Template | None = None,
         max_length: int | None = None,
+        shape: Shape = "any",
         broken_lines: BrokenLines = "raise",
     ) -> None:
         super().__init__(tokenizer, template=template, max_length=max_length)
-        chat = tokenizer if template is None else None
-        self.traces = read_jsonl(
-            path, lambda row, where: trace_of(row, where=where, chat_tokenizer=chat), broken_lines=broken_lines
+        self.traces = read_traces(
+            path,
+            chat_tokenizer=tokenizer if template is None else None,
+            eos_token=tokenizer.eos_token,
+            shape=shape,
+            broken_lines=broken_lines,
         )
-        if not self.traces:
-            raise ValueError(f"{path}: expected one trace a line, found none")
 
     def __len__(self) -> int:
         return len(self.traces)
 
     def trace(self, index: int) -> Trace:
         return self.traces[index]
-
-
-def trace_of(
-    row: Mapping[str, Any], *, where: str = "trace", chat_tokenizer: PreTrainedTokenizerBase | None = None
-) -> Trace:
-    """Return the trace that one JSON object holds; see FileTraces for its shapes.
-
-    Args:
-        row: the object.
-        where: names the row in errors.
-        chat_tokenizer: whose chat template turns messages into a prompt; without it the prompt of messages is the
-            question alone.
-
-    Raises:
-        ValueError: a missing or malformed part.
-    """
-    if "messages" in row:
-        prompt, completion = _from_messages(row["messages"], where, chat_tokenizer)
-    else:
-        for key in ("prompt", "completion"):
-            if not isinstance(row.get(key), str) or not row[key].strip():
-                found = (
-                    f"{type(row[key]).__name__} {str(row[key])[:40]!r}" if key in row else ", ".join(row) or "nothing"
-                )
-                raise ValueError(f"{where}: expected text in {key!r} (or 'messages'), found {found}")
-        prompt, completion = row["prompt"], row["completion"]
-    problem = row.get("problem")
-    if problem is not None:
-        if not isinstance(problem, dict) or not isinstance(problem.get("prompt"), str):
-            raise ValueError(f"{where}: expected an object with 'prompt' in 'problem', found {str(problem)[:40]!r}")
-        known = {key: problem[key] for key in ("index", "task", "metadata") if key in problem}
-        problem = Problem(prompt=problem["prompt"], answer=str(problem.get("answer", "")), **known)
-    source, rewards = str(row.get("source", "")), row.get("rewards") or {}
-    return Trace(prompt=prompt, completion=completion, problem=problem, source=source, rewards=rewards)
-
-
-def _from_messages(messages: Any, where: str, chat_tokenizer: PreTrainedTokenizerBase | None) -> tuple[str, str]:
-    well_formed = isinstance(messages, list) and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
-    )
-    roles = [m["role"] for m in messages] if well_formed else []
-    if roles[-1:] != ["assistant"] or len(roles) < 2:
-        found = roles or str(messages)[:60]
-        raise ValueError(f"{where}: expected messages with role and content, the last by the assistant, found {found}")
-    if chat_tokenizer is not None:
-        return chat_trace_text(chat_tokenizer, messages)
-    if roles.count("user") != 1:
-        raise ValueError(f"{where}: a template renders one user message, found {roles}; leave the template out")
-    reasoning = messages[-1].get("reasoning_content")
-    opening = f"<think>\n{reasoning.strip()}\n</think>\n\n" if reasoning else ""
-    return next(m["content"] for m in messages if m["role"] == "user"), opening + messages[-1]["content"]
 
 
 def strip_prefill(turn: str, prefill: str) -> str:

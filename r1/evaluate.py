@@ -1,0 +1,118 @@
+"""pass@1 of a model on held-out problems; pass@k and cons@k with several samples; examples in the prompt if asked.
+
+python -m r1.evaluate model=<saved model or run directory> task=chain num_problems=200 num_samples=8
+python -m r1.evaluate model=<student> task=chain few_shot=traces.jsonl few_shot.k=4
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from r1.data.formats import read_traces
+from r1.data.manifest import file_sha256
+from r1.entry import open_run, run_command_line
+from r1.failure import guarded
+from r1.prompts import TEMPLATES, FewShot
+from r1.recipe.assemble import build, build_engine, build_evaluator, build_task, check_keys
+from r1.recipe.measure import as_json, measure, problem_scores
+from r1.recipe.source import load_source
+from r1.recipe.stages import write_json
+
+COMMAND = "python -m r1.evaluate"
+
+
+def evaluate(cfg: DictConfig) -> dict[str, Any]:
+    """Evaluate a model and return what `evaluation.json` holds.
+
+    Args:
+        cfg: a composed config of `evaluate.yaml`; `output_dir` must be set.
+
+    Returns:
+        source, task, prompt or few_shot, sampling, metrics (mean, low, high by name), statistics, num_problems,
+        num_samples, and problems (`problem_scores`), for paired comparisons. Nothing in it depends on the clock.
+    """
+    started = time.perf_counter()
+    config, folder = open_run(cfg)
+    few_shot = check_keys(config["few_shot"], ("path", "k", "question", "answer", "prefill"), "few_shot")
+    template = few_shot_template(few_shot) if few_shot["path"] else build(TEMPLATES, config["prompt"])
+    if few_shot["path"]:  # a model that goes on after its answer would write the next question
+        label = few_shot["question"].strip()
+        stop = [*(config["rollout"]["sampling"].get("stop") or []), "</answer>", *([f"\n\n{label}"] if label else [])]
+        config["rollout"]["sampling"]["stop"] = stop
+    task, engine = build_task(config), build_engine(config)
+    node = {key: config[key] for key in ("num_problems", "num_samples", "temperature", "top_p", "split", "seed")}
+    evaluator = build_evaluator(config, node, task=task, template=template, engine=engine)
+    if evaluator is None:
+        raise ValueError("num_problems must be at least 1, found 0")
+    source = load_source(config)
+    try:
+        found = evaluator.evaluate(source.policy)
+    finally:
+        evaluator.rewards.close()
+        engine.close()
+    metrics = measure(found, extraction=(config["reward"].get("accuracy") or {}).get("extraction", "auto"))
+    asked = {"prompt": config["prompt"]}
+    if few_shot["path"]:
+        asked = {"few_shot": few_shot | {"sha256": file_sha256(few_shot["path"])}}
+    result = {
+        "source": source.record,
+        "task": config["task"],
+        **asked,
+        "sampling": config["rollout"]["sampling"],
+        "split": config["split"],
+        "seed": config["seed"],
+        "num_problems": found.num_problems,
+        "num_samples": found.num_samples,
+        "metrics": as_json(metrics),
+        "statistics": found.statistics,
+        "problems": problem_scores(found),
+    }
+    write_json(folder / "evaluation.json", result)
+    summary = {"stage": "evaluate", "status": "finished", "seconds": time.perf_counter() - started}
+    tokens = int(found.statistics["rollout/num_tokens"])
+    numbers = {f"eval/{name}": interval.mean for name, interval in metrics.items()}
+    write_json(folder / "summary.json", {**summary, "tokens": tokens, "metrics": numbers})
+    show(result)
+    print(f"Numbers: {folder / 'evaluation.json'}", flush=True)
+    return result
+
+
+def few_shot_template(node: Mapping[str, Any]) -> FewShot:
+    """Build the template that shows the first k traces of a file before each question."""
+    labels = {key: value for key, value in node.items() if key not in ("path", "k")}
+    return FewShot(traces=read_traces(node["path"]), k=node["k"], **labels)
+
+
+def show(result: Mapping[str, Any]) -> None:
+    """Print the table."""
+    examples = f", {result['few_shot']['k']} examples in the prompt" if "few_shot" in result else ""
+    title = f"{result['source']['model']}: {result['num_problems']} problems{examples} (per cent)"
+    table = Table("metric", "mean", "95 % interval", title=title, title_justify="left")
+    for name, value in result["metrics"].items():
+        bounds = f"{100 * value['low']:.1f} - {100 * value['high']:.1f}"
+        table.add_row(name, f"{100 * value['mean']:.1f}", bounds)
+    Console().print(table)
+
+
+@hydra.main(version_base="1.3", config_path="pkg://r1.configs", config_name="evaluate")
+def _main(cfg: DictConfig) -> None:
+    cfg.output_dir = cfg.output_dir or HydraConfig.get().runtime.output_dir
+    guarded(lambda: evaluate(cfg), Path(cfg.output_dir), COMMAND)
+
+
+def main() -> None:
+    """Run the command line."""
+    run_command_line(_main, name="evaluate")
+
+
+if __name__ == "__main__":
+    main()
