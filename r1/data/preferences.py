@@ -11,8 +11,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from r1.data.collate import TraceBatch, TraceExample, collate_traces
 from r1.data.traces import TraceLoader
@@ -227,17 +228,58 @@ class PreferenceLoader(TraceLoader):
 
 
 class PreferenceDataModule(LightningDataModule):
-    """Training batches of pairs.
+    """Training batches of pairs, and batches of pairs about other questions for validation.
 
     Args:
-        dataset: the pairs.
+        make_pairs: device -> all pairs; called once, when training begins.
+        encode, pad_id: see PreferenceDataset.
         batch_size: pairs per batch and rank.
+        held_out: share of the questions kept for validation.
         seed: of the order.
     """
 
-    def __init__(self, dataset: PreferenceDataset, *, batch_size: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        make_pairs: Callable[[torch.device], list[PreferencePair]],
+        *,
+        encode: Encode,
+        pad_id: int,
+        batch_size: int,
+        held_out: float = 0.1,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
-        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
+        self.make_pairs, self.encode, self.pad_id = make_pairs, encode, pad_id
+        self.batch_size, self.held_out, self.seed = batch_size, held_out, seed
+        split_pairs([], held_out)
+        self.pairs: list[PreferencePair] = []
+        self.held_out_pairs: list[PreferencePair] = []
+
+    def setup(self, stage: str) -> None:
+        if self.pairs:
+            return
+        pairs = self.make_pairs(self.trainer.strategy.root_device)
+        self.pairs, self.held_out_pairs = split_pairs(pairs, self.held_out)
+        if not self.pairs:
+            raise ValueError(
+                f"no preference pair to train on ({len(pairs)} found, held_out={self.held_out}): a pair needs a "
+                "problem with a better and a worse completion; take more problems or completions, or other rewards"
+            )
 
     def train_dataloader(self) -> PreferenceLoader:
-        return PreferenceLoader(self.dataset, batch_size=self.batch_size, seed=self.seed)
+        batch_size = min(self.batch_size, len(self.pairs))
+        return PreferenceLoader(self._dataset(self.pairs), batch_size=batch_size, seed=self.seed)
+
+    def val_dataloader(self) -> DataLoader | list[Any]:
+        """Return a loader of (source, questions, batch): pairs of one source at a time."""
+        batches: list[tuple[str, list[str], TraceBatch]] = []
+        for source in dict.fromkeys(pair.source for pair in self.held_out_pairs):
+            dataset = self._dataset([pair for pair in self.held_out_pairs if pair.source == source])
+            for start in range(0, len(dataset), self.batch_size):
+                numbers = range(start, min(start + self.batch_size, len(dataset)))
+                questions = [dataset.pairs[i].prompt for i in numbers]
+                batches.append((source, questions, collate_pairs([dataset[i] for i in numbers], self.pad_id)))
+        return DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch) if batches else []
+
+    def _dataset(self, pairs: Sequence[PreferencePair]) -> PreferenceDataset:
+        return PreferenceDataset(pairs, encode=self.encode, pad_id=self.pad_id)

@@ -27,7 +27,7 @@ from r1.losses.policy import (
     sequence_raw_clipped,
     sequence_token_clipped,
 )
-from r1.losses.preference import bradley_terry_loss, num_agreeing
+from r1.losses.preference import agreement, bradley_terry_loss
 from r1.losses.top_k import TopK, bucket_log_probs, top_k_of
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "DistillObjective",
     "TopK",
     "aggregate",
+    "agreement",
     "bradley_terry_loss",
     "bucket_log_probs",
     "chunked_per_token",
@@ -55,7 +56,6 @@ __all__ = [
     "minillm_long",
     "minillm_returns",
     "mismatch_weights",
-    "num_agreeing",
     "off_policy_sequence_mask",
     "reverse_kl",
     "reverse_kl_advantages",

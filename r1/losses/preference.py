@@ -31,6 +31,6 @@ def bradley_terry_loss(chosen: Tensor, rejected: Tensor, *, margin: Tensor | flo
     return -F.logsigmoid(chosen - rejected - margin)
 
 
-def num_agreeing(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """Return how many pairs the scores order as preferred, a tie counting one half: a float32 scalar."""
-    return ((chosen > rejected).float() + 0.5 * (chosen == rejected).float()).sum()
+def agreement(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """Return (B,) float32: 1 where the scores order a pair as preferred, 0 where they do not, one half for a tie."""
+    return (chosen > rejected).float() + 0.5 * (chosen == rejected).float()

@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning import LightningDataModule
 
+from r1.data.mixed import MixedTraces
 from r1.data.traces import FileTraces, TaskTraces, TraceDataModule, TraceDataset
 from r1.losses.objective import PolicyObjective
 from r1.models import MODELS
@@ -28,10 +29,12 @@ from r1.rollout.loader import RolloutLoader
 from r1.rollout.plan import RolloutPlan
 from r1.schema import settings
 from r1.tasks import TASKS
+from r1.tasks.mixture import positive_share
 from r1.types import SamplingParams
 
 ALGORITHMS = Registry("algorithm")
-DATA_KEYS = ("style", "split", "path", "batch_size", "num_examples", "bucket_batches")
+DATA_KEYS = ("style", "split", "path", "mix", "batch_size", "num_examples", "bucket_batches")
+_SOURCE_KEYS = ("share", "path", "task", "style", "split")
 POLICY_KEYS = ("name", "plan", "optimizer", "log_entropy", "split")
 
 Config = Mapping[str, Any]
@@ -213,18 +216,36 @@ def sft(config: Config, parts: Parts) -> tuple[SFTModule, TraceDataModule]:
 
 
 def build_traces(config: Config, parts: Parts, data: Config) -> TraceDataset:
-    """Build the demonstrations of `algorithm.data`: of a file, or those the task writes itself."""
+    """Build the demonstrations of `algorithm.data`: of a file, those a task writes itself, or a mixture of such."""
+    if data.get("mix"):
+        return _mixed_traces(config, parts, data)
     if data.get("path"):
         return FileTraces(parts.policy.tokenizer, path=data["path"], template=parts.template)
     return TaskTraces(
         parts.policy.tokenizer,
         template=parts.template,
-        task=parts.task,
+        task=build(TASKS, data["task"]) if data.get("task") else parts.task,
         style=data.get("style", "clean"),
         split=data.get("split", "train"),
         num_examples=data.get("num_examples") or 1 << 20,
         seed=config["seed"],
     )
+
+
+def _mixed_traces(config: Config, parts: Parts, data: Config) -> MixedTraces:
+    """Build the sources of `algorithm.data.mix`, label -> {share, path} or {share, task, style, split}."""
+    if data.get("path"):
+        raise ValueError("algorithm.data: path and mix exclude each other; name the file in mix: {x: {path, share}}")
+    shares, sources = {}, {}
+    for label, node in data["mix"].items():
+        key = f"algorithm.data.mix.{label}"
+        node = check_keys(node or {}, _SOURCE_KEYS, key)
+        shares[label] = positive_share(node.pop("share", None), f"{key}.share")
+        if node.get("path") and len(node) > 1:
+            raise ValueError(f"{key}: a file's demonstrations are as they are, beside path there can be share alone")
+        sources[label] = build_traces(config, parts, node)
+    files = tuple(label for label, source in sources.items() if isinstance(source, FileTraces))
+    return MixedTraces(sources, shares, num_examples=data.get("num_examples"), finite=files)
 
 
 def check_keys(node: Config, known: tuple[str, ...], key: str) -> dict[str, Any]:
@@ -241,5 +262,6 @@ def check_keys(node: Config, known: tuple[str, ...], key: str) -> dict[str, Any]
     return dict(node)
 
 
-# Registers the algorithms of distillation, which are built from the functions above.
+# Registers the algorithms of distillation and the reward model, which are built from the functions above.
 from r1.recipe import distill as _distill  # noqa: E402, F401
+from r1.recipe import reward_model as _reward_model  # noqa: E402, F401

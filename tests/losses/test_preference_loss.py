@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from r1.losses.preference import bradley_terry_loss, num_agreeing
+from r1.losses.preference import agreement, bradley_terry_loss
 
 
 def test_values_by_hand():
@@ -55,5 +55,5 @@ def test_scores_that_do_not_pair_are_refused():
 
 
 def test_a_tie_is_half_an_agreement():
-    # right, wrong, tie: 1 + 0 + 0.5
-    assert num_agreeing(torch.tensor([2.0, 0.0, 1.0]), torch.tensor([1.0, 1.0, 1.0])).item() == 1.5
+    found = agreement(torch.tensor([2.0, 0.0, 1.0]), torch.tensor([1.0, 1.0, 1.0]))
+    assert found.tolist() == [1.0, 0.0, 0.5]
