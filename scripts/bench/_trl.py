@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from _ours import build_objective
 from _step import BenchSettings, StepGate, build_policy, letter_share, problems
 from datasets import Dataset
@@ -85,6 +86,7 @@ def build_config(settings: BenchSettings, mode: str, folder: str) -> GRPOConfig:
 
 def run(settings: BenchSettings, gate: StepGate, mode: str) -> None:
     """Train, one step each time the gate opens."""
+    transformers.utils.logging.disable_progress_bar()
     policy = build_policy(settings)
     with tempfile.TemporaryDirectory() as folder:
         trainer = _TimedTrainer(
