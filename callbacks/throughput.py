@@ -39,6 +39,9 @@ class Throughput(Callback):
         if reference is not None:
             scored = sampled + sum(length for length, _ in rollouts)
             self.flops += 2 * self._parameters(pl_module) * scored
+        if pl_module.loader.grading is not None:
+            scored = sampled + sum(length for length, _ in rollouts)
+            self.flops += 2 * pl_module.loader.grading.teacher.policy.num_parameters * scored
         now = time.perf_counter()
         pl_module.log("tokens_per_second", sampled / max(now - self._window, 1e-9))
         self._window = now
@@ -52,6 +55,13 @@ class Throughput(Callback):
         tokens = int(batch.mask.sum() + batch.prompt_lengths.sum()) * trainer.world_size
         self.tokens_trained += tokens
         self.flops += 6 * self._parameters(pl_module) * tokens
+        teacher = getattr(getattr(pl_module, "teacher", None), "policy", None)  # one kept on disk costs nothing
+        if teacher is not None:
+            self.flops += 2 * teacher.num_parameters * tokens
+        if getattr(batch, "on_policy", False):
+            sampled = int(batch.mask.sum()) * trainer.world_size
+            self.tokens_sampled += sampled
+            self.flops += 2 * self._parameters(pl_module) * sampled
         pl_module.log("time/update", time.perf_counter() - self._started)
 
     @staticmethod
