@@ -98,30 +98,24 @@ class Endpoint:
         self._opener = build_opener(_NoRedirect(), *proxies)
         self._lock = threading.Lock()
         self._next_turn = 0.0
-        self._stopping = threading.Event()
 
-    def start(self) -> None:
-        """Allow requests again after `stop`."""
-        self._stopping.clear()
-
-    def stop(self) -> None:
-        """Let waiting threads give up at once: another one has failed for good."""
-        self._stopping.set()
-
-    def post(self, path: str, body: Mapping[str, Any], parse: Callable[[Any], Answer]) -> Answer:
+    def post(
+        self, path: str, body: Mapping[str, Any], parse: Callable[[Any], Answer], *, stopped: threading.Event
+    ) -> Answer:
         """Post a body and return `parse(answer)`.
 
         Args:
             path: below the base address, such as /completions.
             body: what to send as JSON.
             parse: turns the decoded answer into what the caller wants; its ValueError says what is missing.
+            stopped: once set, nothing is waited for or sent any more: another request has failed for good.
 
         Raises:
             EndpointError: no usable answer.
         """
         data = json.dumps(body).encode()
         for attempt in range(self.max_retries + 1):
-            self._take_turn()
+            self._take_turn(stopped)
             try:
                 return parse(self._send(path, data))
             except ValueError as error:
@@ -134,25 +128,25 @@ class Endpoint:
                     f"rollout.max_backoff={self.max_backoff:g}. {failed.hint}"
                 )
             if attempt < self.max_retries:
-                self._wait(attempt, failed.wait)
+                self._wait(attempt, failed.wait, stopped)
         raise EndpointError(f"{self.url}{path} {failed} ({self.max_retries + 1} attempts). {failed.hint}")
 
-    def _take_turn(self) -> None:
+    def _take_turn(self, stopped: threading.Event) -> None:
         """Wait for this request's place under the rate limit."""
         with self._lock:
             turn = max(time.monotonic(), self._next_turn)
             self._next_turn = turn + self._interval
-        self._pause(turn - time.monotonic())
+        self._pause(turn - time.monotonic(), stopped)
 
-    def _wait(self, attempt: int, asked: float) -> None:
+    def _wait(self, attempt: int, asked: float, stopped: threading.Event) -> None:
         if asked:
             with self._lock:
                 self._next_turn = max(self._next_turn, time.monotonic() + asked)
         delay = min(self.max_backoff, self.backoff * 2**attempt)
-        self._pause(max(asked, delay * random.uniform(0.5, 1.0)))
+        self._pause(max(asked, delay * random.uniform(0.5, 1.0)), stopped)
 
-    def _pause(self, seconds: float) -> None:
-        if self._stopping.wait(max(0.0, seconds)):
+    def _pause(self, seconds: float, stopped: threading.Event) -> None:
+        if stopped.wait(max(0.0, seconds)):
             raise EndpointError(f"{self.url}: given up because another request failed")
 
     def _send(self, path: str, data: bytes) -> Any:

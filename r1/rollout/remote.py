@@ -112,7 +112,7 @@ class RemoteEngine:
             )
 
     def close(self) -> None:
-        self.endpoint.stop()
+        """Do nothing: connections last as long as their requests."""
 
     def generate(self, prompts: list[Prompt], params: SamplingParams) -> list[RolloutGroup]:
         """Draw completions; the first request that fails for good ends the others and is raised as EndpointError."""
@@ -126,20 +126,20 @@ class RemoteEngine:
             (i, mix_seed(params.seed, prompts[i].problem.index, g)) for i in range(len(prompts)) for g in range(size)
         ]
         done: SimpleQueue[tuple[int, Completion | BaseException]] = SimpleQueue()
-        waiting = deque(range(len(jobs)))
-        self.endpoint.start()
+        waiting, stopped = deque(range(len(jobs))), threading.Event()
 
         def work() -> None:
-            while True:
+            while not stopped.is_set():
                 try:
                     number = waiting.popleft()
                 except IndexError:
                     return
                 index, seed = jobs[number]
                 try:
-                    done.put((number, self._complete(prompts[index], params, seed)))
+                    done.put((number, self._complete(prompts[index], params, seed, stopped)))
                 except BaseException as error:
-                    done.put((number, error))
+                    done.put((number, error))  # before the others give up, so that this is the error that is raised
+                    stopped.set()
 
         # Daemon threads: a request that hangs must not keep an interrupted program from ending.
         for _ in range(min(self.concurrency, len(jobs))):
@@ -152,18 +152,18 @@ class RemoteEngine:
                     raise found
                 completions[number] = found
         finally:
-            waiting.clear()
-            if len(completions) < len(jobs):
-                self.endpoint.stop()
+            stopped.set()
         rollouts = [Rollout(completion=completions[n]) for n in range(len(jobs))]
         return [
             RolloutGroup(prompt=prompt, rollouts=tuple(rollouts[i * size : (i + 1) * size]))
             for i, prompt in enumerate(prompts)
         ]
 
-    def _complete(self, prompt: Prompt, params: SamplingParams, seed: int) -> Completion:
+    def _complete(self, prompt: Prompt, params: SamplingParams, seed: int, stopped: threading.Event) -> Completion:
         body = self._body(prompt, params, seed)
-        text, finish, logps = self.endpoint.post(_PATHS[self.api], body, lambda found: self._parse(found, params))
+        text, finish, logps = self.endpoint.post(
+            _PATHS[self.api], body, lambda found: self._parse(found, params), stopped=stopped
+        )
         return Completion(
             text=text,
             logps=logps if params.temperature in (0, 1) else (),

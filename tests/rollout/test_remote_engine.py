@@ -54,7 +54,9 @@ class Handler(BaseHTTPRequestHandler):
             for key, value in {"Content-Length": str(len(payload)), **headers}.items():
                 self.send_header(key, value)
             self.end_headers()
-            self.wfile.write(payload)
+            for start in range(0, len(payload), self.server.piece):
+                self.wfile.write(payload[start : start + self.server.piece])
+                time.sleep(self.server.pause)
         except (BrokenPipeError, ConnectionResetError):  # the client stopped waiting
             pass
 
@@ -73,6 +75,7 @@ def serving(script=healthy):
     server.daemon_threads = True
     server.script, server.requests, server.lock = script, [], threading.Lock()
     server.num_open = server.most_open = 0
+    server.piece, server.pause = 1 << 20, 0.0
     server.url = f"http://127.0.0.1:{server.server_port}/v1"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
@@ -297,6 +300,13 @@ def test_a_slow_server_runs_into_the_timeout():
         with pytest.raises(EndpointError, match=r"no whole answer in 0.1 s \(2 attempts\)\. Raise rollout.timeout"):
             engine_of(server.url, timeout=0.1, max_retries=1).generate(prompts_of(1), PARAMS)
         assert time.monotonic() - begun < 0.45
+
+
+def test_a_server_that_trickles_is_slow_too():
+    with serving() as server:
+        server.piece, server.pause = 1, 0.02  # about 100 bytes: 2 s for the whole answer
+        with pytest.raises(EndpointError, match=r"no whole answer in 0\.1 s"):
+            engine_of(server.url, timeout=0.1, max_retries=0).generate(prompts_of(1), PARAMS)
 
 
 def test_one_failure_for_good_stops_the_waiting_requests():

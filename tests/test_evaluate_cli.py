@@ -1,0 +1,140 @@
+"""`r1.evaluate` on untrained tiny models, and its numbers on hand-made groups."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from r1.config import compose_config
+from r1.evaluate import evaluate, few_shot_template
+from r1.metrics import wilson_interval
+from r1.models import tiny_llama
+from r1.recipe.measure import measure
+from r1.rollout.evaluate import summarise
+from r1.rollout.remote import NoTokenizer
+from r1.tasks import TASKS
+from r1.types import Completion, Problem, Prompt, Rollout, RolloutGroup
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["num_problems=5", "max_tokens=6", "device=cpu"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    run = tmp_path_factory.mktemp("run")
+    tiny_llama(hidden_size=16, num_layers=1, num_heads=2, intermediate_size=16, initializer_range=0.2).save(
+        run / "model"
+    )
+    return str(run)
+
+
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory):
+    path = tmp_path_factory.mktemp("traces") / "traces.jsonl"
+    task = TASKS.build("chain")
+    pairs = [task.demonstrate("pretrain", i, style="clean") for i in range(6)]
+    rows = [{"prompt": problem.prompt, "completion": turn} for problem, turn in pairs]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def run(folder, model, *overrides):
+    return evaluate(compose_config([*SMALL, f"model={model}", f"output_dir={folder}", *overrides], name="evaluate"))
+
+
+def group_of(*answers, gold):
+    rollouts = tuple(
+        Rollout(
+            completion=Completion(text=f"<answer>{a}</answer>", token_ids=(1,)),
+            rewards={"accuracy": None if gold is None else float(a == gold)},
+            reward=0.0,
+        )
+        for a in answers
+    )
+    problem = Problem(prompt="q", answer=gold or "")
+    return RolloutGroup(prompt=Prompt(problem=problem, text="q", token_ids=()), rollouts=rollouts)
+
+
+def test_pass_and_cons_at_k_follow_from_the_samples():
+    # Right answers: 2 of 3, 1 of 3, 0 of 3. The majority is right in the first alone; the second has right answers.
+    groups = [group_of("5", "5", "4", gold="5"), group_of("5", "4", "4", gold="5"), group_of("1", "2", "3", gold="5")]
+    found = measure(summarise(groups))
+    assert {name: interval.mean for name, interval in found.items()} == pytest.approx(
+        {"pass@1": 1 / 3, "pass@3": 2 / 3, "cons@3": 1 / 3}
+    )
+    assert (found["pass@3"].low, found["pass@3"].high) == (wilson_interval(2, 3).low, wilson_interval(2, 3).high)
+
+
+def test_problems_that_cannot_be_scored_are_left_out():
+    found = measure(summarise([group_of("5", "5", gold="5"), group_of("5", "5", gold=None)]))
+    assert (found["pass@1"].mean, found["pass@2"].mean, found["cons@2"].mean) == (1.0, 1.0, 1.0)
+
+
+def test_one_sample_gives_pass_at_1_alone():
+    assert list(measure(summarise([group_of("5", gold="5"), group_of("4", gold="5")]))) == ["pass@1"]
+
+
+def test_an_evaluation_leaves_its_numbers_and_a_summary(tmp_path, model, capsys):
+    result = run(tmp_path, model)
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == result
+    # An untrained model solves none of 5: Wilson's upper bound for 0 of 5 is 0.43.
+    assert result["metrics"] == {"pass@1": {"mean": 0.0, "low": 0.0, "high": pytest.approx(wilson_interval(0, 5).high)}}
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["status"], summary["metrics"]) == ("finished", {"eval/pass@1": 0.0})
+    assert "pass@1" in capsys.readouterr().out
+    assert result["prompt"] == {"name": "plain"} and "few_shot" not in result
+
+
+def test_several_samples_give_pass_and_cons(tmp_path, model):
+    result = run(tmp_path, model, "num_samples=4")
+    assert set(result["metrics"]) == {"pass@1", "pass@4", "cons@4"} and result["num_samples"] == 4
+
+
+def test_the_same_seed_gives_the_same_numbers(tmp_path, model):
+    first, second = (run(tmp_path / name, model, "num_samples=2") for name in "ab")
+    assert {**first, "seconds": 0} == {**second, "seconds": 0}
+
+
+def test_examples_stand_before_the_question(traces):
+    node = {"path": str(traces), "k": 2, "question": "Q: ", "answer": "A:", "prefill": ""}
+    rows = [json.loads(line) for line in traces.read_text().splitlines()]
+    prompt = few_shot_template(node).render(Problem(prompt="6A-2:", answer="4"), NoTokenizer())
+    shown = "".join(f"Q: {row['prompt']}\nA: {row['completion']}\n\n" for row in rows[:2])
+    assert prompt.text == f"{shown}Q: 6A-2:\nA:"
+
+
+def test_few_shot_takes_a_file_and_a_number_of_examples(tmp_path, model, traces):
+    result = run(tmp_path, model, f"few_shot={traces}", "few_shot.k=4")
+    assert (result["few_shot"]["path"], result["few_shot"]["k"]) == (str(traces), 4)
+    assert result["sampling"]["stop"] == ["</answer>", "\n\nQuestion:"]
+    assert "prompt" not in result
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["few_shot.k=6"], "needs at least k \\+ 1 traces"),
+        (["num_problems=0"], "num_problems must be at least 1"),
+        (["split=tst"], "Did you mean 'test'"),
+        (["few_shot.path=gone.jsonl"], r"no file gone\.jsonl"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, model, traces, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, model, f"few_shot={traces}", *overrides)
+
+
+@pytest.mark.slow
+def test_the_command_line_takes_both_spellings_and_refuses_others(tmp_path, model, traces):
+    def call(*overrides):
+        arguments = [*SMALL, f"model={model}", f"hydra.run.dir={tmp_path}", *overrides]
+        return subprocess.run(
+            [sys.executable, "-m", "r1.evaluate", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
+        )
+
+    assert call(f"few_shot={traces}", "few_shot.k=3").returncode == 0
+    assert json.loads((tmp_path / "evaluation.json").read_text())["few_shot"]["k"] == 3
+    wrong = call("num_sampels=3")
+    assert wrong.returncode == 1 and "Did you mean 'num_samples'" in wrong.stderr
