@@ -3,10 +3,12 @@ import json
 import pytest
 import torch
 
+from r1.config import compose_config, plain
 from r1.data.mixed import MixedTraces, apportion
 from r1.data.traces import FileTraces, TaskTraces, TraceLoader
 from r1.models.tokenizer import byte_tokenizer
 from r1.prompts import TEMPLATES
+from r1.recipe.assemble import assemble
 from r1.tasks import TASKS
 
 PLAIN = TEMPLATES.build("plain")
@@ -84,3 +86,50 @@ def test_bad_mixtures_are_refused(tokenizer):
         MixedTraces(source, {"chain": 1, "general": 0.01}, num_examples=10)
     with pytest.raises(ValueError, match="at least one source"):
         MixedTraces({}, {})
+
+
+# ---------------------------------------------------------------------------------------------------- from a config
+
+
+TINY = {"name": "tiny_llama", "hidden_size": 16, "num_heads": 2, "num_layers": 1, "intermediate_size": 16}
+
+
+def data_of(*overrides):
+    base = ["experiment=demo_sft", "output_dir=out", "init_from=null", *overrides]
+    return assemble(plain(compose_config(base)), model=TINY)[1].dataset
+
+
+def test_a_config_mixes_a_file_with_a_task(tokenizer, tmp_path):
+    of_file(tokenizer, tmp_path / "a.jsonl", 30)
+    mix = f"{{reasoning: {{share: 3, path: {tmp_path}/a.jsonl}}, general: {{share: 1, task: {{name: general}}}}}}"
+    mixed = data_of(f"algorithm.data.mix={mix}")
+    assert mixed.counts == {"reasoning": 30, "general": 10}
+    assert mixed.trace(35).source == "general/clean"
+    assert data_of(f"algorithm.data.mix={mix}", "+algorithm.data.num_examples=80").counts["general"] == 20
+
+
+def test_a_source_of_a_mixture_may_be_the_run_s_own_task_in_another_style():
+    mixed = data_of("algorithm.data.mix={a: {share: 1}, b: {share: 1, style: terse, split: pretrain}}")
+    assert len(mixed) == 1 << 20
+    assert [mixed.trace(i).source for i in (0, len(mixed) - 1)] == ["chain/clean", "chain/terse"]
+
+
+@pytest.mark.parametrize(
+    ("mix", "message"),
+    [
+        ("{a: {share: 1, styl: clean}}", r"algorithm.data.mix.a.styl: no such key. Did you mean 'style'"),
+        ("{a: {style: clean}}", r"algorithm.data.mix.a.share must be a number above 0, found None"),
+        ("{a: {share: 0}}", r"algorithm.data.mix.a.share must be a number above 0, found 0"),
+        ("{a: {share: 1, path: x.jsonl, style: clean}}", r"algorithm.data.mix.a: a file's demonstrations"),
+        ("{a: {share: 1, path: nowhere.jsonl}}", r"no file nowhere.jsonl"),
+        ("{a: {share: 1, task: {name: genral}}}", r"unknown task 'genral'. Did you mean 'general'"),
+    ],
+)
+def test_a_mistake_in_a_mixture_is_named_by_its_key(mix, message):
+    with pytest.raises(ValueError, match=message):
+        data_of(f"algorithm.data.mix={mix}")
+
+
+def test_a_file_beside_a_mixture_is_refused():
+    with pytest.raises(ValueError, match="path and mix exclude each other"):
+        data_of("algorithm.data.mix={a: {share: 1}}", "algorithm.data.path=x.jsonl")
