@@ -33,7 +33,17 @@ from r1.tasks.mixture import positive_share
 from r1.types import SamplingParams
 
 ALGORITHMS = Registry("algorithm")
-DATA_KEYS = ("style", "split", "path", "mix", "batch_size", "num_examples", "bucket_batches")
+DATA_KEYS = (
+    "style",
+    "split",
+    "path",
+    "mix",
+    "shape",
+    "broken_lines",
+    "batch_size",
+    "num_examples",
+    "bucket_batches",
+)
 _SOURCE_KEYS = ("share", "path", "task", "style", "split")
 POLICY_KEYS = ("name", "plan", "optimizer", "log_entropy", "split")
 
@@ -220,7 +230,8 @@ def build_traces(config: Config, parts: Parts, data: Config) -> TraceDataset:
     if data.get("mix"):
         return _mixed_traces(config, parts, data)
     if data.get("path"):
-        return FileTraces(parts.policy.tokenizer, path=data["path"], template=parts.template)
+        options = {key: data[key] for key in ("shape", "broken_lines") if data.get(key)}
+        return FileTraces(parts.policy.tokenizer, path=data["path"], template=parts.template, **options)
     return TaskTraces(
         parts.policy.tokenizer,
         template=parts.template,
