@@ -86,9 +86,11 @@ def starting_model(config: Mapping[str, Any]) -> dict[str, Any] | None:
 def teacher_model(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the `teacher` node, with the model of a stage {experiment, overrides} that was made if need be."""
     node = dict(config.get("teacher") or {})
-    if not node.get("experiment"):
+    source = {key: node.pop(key, None) for key in ("experiment", "overrides")}
+    # An experiment names its teacher's stage; whoever chooses teacher=pretrained over it, names another model.
+    if "name" in node or not source["experiment"]:
         return node
-    made = run_stage(config, {"experiment": node.pop("experiment"), "overrides": node.pop("overrides", None) or []})
+    made = run_stage(config, {"experiment": source["experiment"], "overrides": source["overrides"] or []})
     return {"name": "pretrained", "dtype": "float32"} | node | {"path": made["model"]}
 
 

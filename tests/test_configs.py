@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from r1.config import compose_config, explain_overrides, instantiate_all, plain
 from r1.losses.objective import PolicyObjective
+from r1.modules.distill import DistillModule
 from r1.modules.grpo import GRPOModule
 from r1.modules.sft import SFTModule
 from r1.recipe.assemble import assemble
@@ -23,7 +24,7 @@ OPTIONS = sorted(
     f"{p.parent.name}={p.stem}" for p in CONFIGS.glob("*/*.yaml") if p.parent.name not in ("experiment", "hydra")
 )
 LOSSES = sorted(p.stem for p in (CONFIGS / "loss").glob("*.yaml"))
-MODULES = {"grpo": GRPOModule, "sft": SFTModule}
+MODULES = {"grpo": GRPOModule, "sft": SFTModule, "distill": DistillModule, "on_policy": GRPOModule}
 # Stands in for weights and data that are not part of the project.
 TINY = {"name": "tiny_llama", "hidden_size": 16, "num_heads": 2, "num_layers": 1, "intermediate_size": 16}
 DATA = ROOT / "tests" / "data" / "gsm8k_10.jsonl"
@@ -36,20 +37,26 @@ def built(config):
         changes["task"] = {"name": "chain"}
     if config["reference"].get("kind") == "adapter_disabled":
         changes["reference"] = {"kind": "frozen"}
+    if config["teacher"].get("name") != "none":
+        changes["teacher"] = TINY
     return assemble(config | changes, model=TINY)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_resolves_and_assembles(experiment, tmp_path):
     overrides = [f"experiment={experiment}", f"output_dir={tmp_path}", f"data_path={DATA}", "trainer.accelerator=cpu"]
-    config = plain(compose_config([*overrides, "trainer.devices=1", "trainer.num_nodes=1", "logger=none"]))
+    composed = compose_config([*overrides, "trainer.devices=1", "trainer.num_nodes=1", "logger=none"])
+    if "teacher.path" in OmegaConf.missing_keys(composed):
+        OmegaConf.update(composed, "teacher.path", "given")
+    config = plain(composed)
     module, data = built(config)
     assert type(module) is MODULES[config["algorithm"]["name"]]
-    assert (data is None) == (config["algorithm"]["name"] == "grpo")
+    assert (data is None) == (config["algorithm"]["name"] != "sft")
     trainer = build_trainer(config | {"trainer": config["trainer"] | {"precision": "32-true"}}, module)
     assert trainer.max_steps == config["trainer"]["max_steps"]
     if data is None:
-        assert trainer.accumulate_grad_batches == module.loader.accumulation >= 1
+        loader = module.steps if isinstance(module, DistillModule) else module.loader
+        assert trainer.accumulate_grad_batches == loader.accumulation >= 1
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

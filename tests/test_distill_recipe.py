@@ -10,7 +10,7 @@ from r1.modules.distill import DistillModule
 from r1.modules.grpo import GRPOModule
 from r1.modules.minillm import MiniLLMModule
 from r1.recipe.assemble import assemble
-from r1.train import train
+from r1.train import teacher_model, train
 
 SMALL = ["model=tiny_qwen2", "model.hidden_size=16", "model.num_layers=1", "model.num_heads=2", "evaluation=none"]
 SMALL += ["logger=none", "callbacks=none", "num_threads=1", "rollout.sampling.max_tokens=8"]
@@ -103,3 +103,12 @@ def test_a_run_trains_the_student_and_leaves_its_model(tmp_path, teacher_path, a
     summary = train(cfg)
     assert summary["steps"] == 3 and (tmp_path / "run" / "model" / "config.json").is_file()
     assert torch.isfinite(torch.tensor(summary["metrics"]["train/loss"]))
+
+
+def test_a_chosen_teacher_replaces_the_stage_that_an_experiment_names():
+    stage = plain(compose_config(["experiment=demo_distill", "output_dir=out"]))["teacher"]
+    assert stage["experiment"] == "demo_sft" and "name" not in stage
+    chosen = plain(compose_config(["experiment=demo_distill", "teacher=pretrained", "teacher.path=here"]))
+    node = teacher_model(chosen)
+    assert node["name"] == "pretrained" and node["path"] == "here" and "experiment" not in node
+    assert teacher_model(plain(compose_config(["experiment=demo_distill", "teacher=none"]))) == {"name": "none"}
