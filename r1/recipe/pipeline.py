@@ -44,8 +44,7 @@ def build_stages(definitions: Mapping[str, Mapping[str, Any]], wanted: list[str]
     for name in wanted or []:
         if name not in definitions:
             raise ValueError(
-                f"pipeline.stages: no stage {name!r}.{did_you_mean(name, definitions)} "
-                f"Stages: {', '.join(definitions)}"
+                f"pipeline.stages: no stage {name!r}.{did_you_mean(name, definitions)} Stages: {', '.join(definitions)}"
             )
     known = Stage.__slots__
     stages: dict[str, Stage] = {}

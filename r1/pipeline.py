@@ -1,0 +1,94 @@
+"""The whole recipe as one command: stages in order, finished ones skipped, an interrupted one resumed.
+
+python -m r1.pipeline pipeline=r1_tiny hydra.run.dir=runs/r1
+python -m r1.pipeline pipeline=r1_tiny hydra.run.dir=runs/r1 'pipeline.stages=[base,zero]'
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from r1.claims import claims
+from r1.config import compose_config, plain
+from r1.entry import run_command_line
+from r1.evaluate import evaluate
+from r1.failure import guarded
+from r1.recipe.pipeline import Pipeline, Stage, build_stages
+from r1.recipe.stages import write_json
+from r1.sample import sample
+from r1.train import hush, train
+
+COMMAND = "python -m r1.pipeline"
+RUNS: Mapping[str, Callable[[DictConfig], Any]] = {
+    "train": train,
+    "sample": sample,
+    "evaluate": evaluate,
+    "claims": claims,
+}
+
+# Where a stage writes and what it shows; the rest of its config decides what it computes.
+_SHOWN = ("output_dir", "cache_dir", "resume", "ckpt_path", "callbacks", "logger", "out", "all_out", "save_model")
+
+
+def pipeline(cfg: DictConfig) -> dict[str, Any]:
+    """Run the stages of `pipeline.stages` into folders of the output directory; return name -> provenance."""
+    started = time.perf_counter()
+    config = plain(cfg)
+    folder = Path(config["output_dir"])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    node = config["pipeline"]
+    stages = build_stages(node["definitions"], node["stages"])
+    for stage in stages:
+        if stage.run not in RUNS:
+            raise ValueError(f"pipeline.definitions.{stage.name}.run: found {stage.run!r}, expected {', '.join(RUNS)}")
+    common = [f"seed={config['seed']}", f"num_threads={config['num_threads'] or 'null'}"]
+    records = Pipeline(
+        stages,
+        folder=folder,
+        resolve=lambda stage, inputs: _computed(_compose(stage, [*common, *stage.config, *inputs])),
+        execute=lambda stage, overrides, target: _execute(_compose(stage, [*common, *overrides]), stage, target),
+        say=lambda line: print(line, flush=True),
+    ).run()
+    write_json(folder / "provenance.json", records)
+    print(f"{len(records)} stages in {time.perf_counter() - started:.0f} s; run directory {folder}", flush=True)
+    return records
+
+
+def _compose(stage: Stage, overrides: list[str]) -> DictConfig:
+    return compose_config(overrides, name=stage.run)
+
+
+def _computed(cfg: DictConfig) -> dict[str, Any]:
+    config = OmegaConf.to_container(cfg, resolve=False)
+    return {key: value for key, value in config.items() if key not in _SHOWN}
+
+
+def _execute(cfg: DictConfig, stage: Stage, target: Path) -> None:
+    cfg.output_dir = str(target)
+    if stage.run == "train":
+        cfg.resume, cfg.compare = True, None
+    RUNS[stage.run](cfg)
+
+
+@hydra.main(version_base="1.3", config_path="pkg://r1.configs", config_name="pipeline")
+def _main(cfg: DictConfig) -> None:
+    cfg.output_dir = cfg.output_dir or HydraConfig.get().runtime.output_dir
+    guarded(lambda: pipeline(cfg), Path(cfg.output_dir), COMMAND)
+
+
+def main() -> None:
+    """Run the command line."""
+    hush()
+    run_command_line(_main, name="pipeline")
+
+
+if __name__ == "__main__":
+    main()

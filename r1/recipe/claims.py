@@ -1,0 +1,143 @@
+"""Claims put to the test: paired comparisons of evaluations on the same problems, with intervals and verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from r1.metrics import Interval, paired_bootstrap_interval
+from r1.registry import did_you_mean
+
+Verdict = Literal["reproduced", "not reproduced", "mixed", "open", "not measured"]
+QUANTITIES = ("accuracy", "length", "reflection")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """One number that a claim stands or falls with: a quantity of `a` minus that of `b`, on the same problems.
+
+    Attributes:
+        a, b: labels of evaluations.
+        quantity: "accuracy", "length" (tokens) or "reflection" (share of completions with a reflective word).
+        margin: the claim holds when a - b is above -margin: 0 for "better", 0.03 for "within 3 points or better".
+        says: what the comparison means, in words.
+    """
+
+    a: str
+    b: str
+    says: str
+    quantity: str = "accuracy"
+    margin: float = 0.0
+
+
+def difference(a: Mapping[str, Any], b: Mapping[str, Any], quantity: str) -> Interval:
+    """Return mean and 95 % bootstrap interval of a - b over the problems that both evaluations scored.
+
+    Args:
+        a, b: contents of two `evaluation.json`.
+        quantity: see `Comparison`.
+
+    Raises:
+        ValueError: they share no problem, or the quantity is unknown.
+    """
+    if quantity not in QUANTITIES:
+        raise ValueError(f"quantity: found {quantity!r}, expected {', '.join(QUANTITIES)}.")
+    shared = [problem for problem in a["problems"] if problem in b["problems"]]
+    if not shared:
+        raise ValueError("the two evaluations share no problem: evaluate them with the same task, split and seed")
+    values = [[_mean(side["problems"][p][quantity]) for p in shared] for side in (a, b)]
+    return paired_bootstrap_interval(values[0], values[1])
+
+
+def judge(interval: Interval, margin: float) -> Verdict:
+    """Say whether an interval settles that the difference is above -margin."""
+    if interval.low > -margin:
+        return "reproduced"
+    return "not reproduced" if interval.high < -margin else "open"
+
+
+def put_to_test(claims: Mapping[str, Any], evaluations: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Test each claim by its comparisons.
+
+    Args:
+        claims: label -> {claim, comparisons: [...]} or {claim, note}, where a note says why nothing was measured.
+        evaluations: label -> contents of its `evaluation.json`.
+
+    Returns:
+        One entry a claim: label, claim, verdict, comparisons with their numbers, note. A claim is reproduced when all
+        its comparisons are, not reproduced when none is and one is refuted, open when no interval settles it, and mixed
+        otherwise.
+    """
+    tested = []
+    for label, node in claims.items():
+        rows = [_compare(label, Comparison(**c), evaluations) for c in node.get("comparisons", [])]
+        tested.append(
+            {
+                "label": label,
+                "claim": node["claim"],
+                "verdict": _overall([row["verdict"] for row in rows]),
+                "comparisons": rows,
+                "note": node.get("note", ""),
+            }
+        )
+    return tested
+
+
+def as_markdown(tested: list[dict[str, Any]], command: str) -> str:
+    """Write the report as a Markdown table with one line a comparison."""
+    lines = ["# Claims", "", f"Made by `{command}`. Intervals are 95 %, paired over problems.", ""]
+    lines += ["| claim | comparison | a | b | a - b | verdict |", "| --- | --- | --- | --- | --- | --- |"]
+    for entry in tested:
+        claim = f"{entry['label']}. {entry['claim']}"
+        if not entry["comparisons"]:
+            lines.append(f"| {claim} | {entry['note']} | | | | {entry['verdict']} |")
+        for number, row in enumerate(entry["comparisons"]):
+            scale, unit = (1, "") if row["quantity"] == "length" else (100, " %")
+            cells = [f"{scale * row[k]:.1f}{unit}" for k in ("mean_a", "mean_b")]
+            shift = f"{scale * row['mean']:+.1f} ({scale * row['low']:+.1f} to {scale * row['high']:+.1f})"
+            says = f"{row['says']} ({row['quantity']}: {row['a']} - {row['b']})"
+            verdict = f"{row['verdict']}" + (f"; claim: **{entry['verdict']}**" if number == 0 else "")
+            lines.append(f"| {claim if number == 0 else ''} | {says} | {' | '.join(cells)} | {shift} | {verdict} |")
+        if entry["comparisons"] and entry["note"]:
+            lines.append(f"| | {entry['note']} | | | | |")
+    return "\n".join(lines) + "\n"
+
+
+def _compare(label: str, comparison: Comparison, evaluations: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    for side in (comparison.a, comparison.b):
+        if side not in evaluations:
+            raise ValueError(
+                f"claims.{label}: no evaluation {side!r}.{did_you_mean(side, evaluations)} "
+                f"Evaluations: {', '.join(evaluations)}"
+            )
+    a, b = evaluations[comparison.a], evaluations[comparison.b]
+    interval = difference(a, b, comparison.quantity)
+    means = [_mean([_mean(p[comparison.quantity]) for p in side["problems"].values()]) for side in (a, b)]
+    return {
+        "a": comparison.a,
+        "b": comparison.b,
+        "says": comparison.says,
+        "quantity": comparison.quantity,
+        "margin": comparison.margin,
+        "mean_a": means[0],
+        "mean_b": means[1],
+        "mean": interval.mean,
+        "low": interval.low,
+        "high": interval.high,
+        "verdict": judge(interval, comparison.margin),
+    }
+
+
+def _overall(verdicts: list[Verdict]) -> Verdict:
+    if not verdicts:
+        return "not measured"
+    if all(v == "reproduced" for v in verdicts):
+        return "reproduced"
+    if all(v == "open" for v in verdicts):
+        return "open"
+    return "mixed" if "reproduced" in verdicts else "not reproduced"
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
