@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ from r1.recipe.harvest import harvest, manifest_record, sampling_identity
 from r1.recipe.rejection import FilterCounts, RejectionSettings
 from r1.recipe.rewrite import rewrite_groups
 from r1.recipe.sampling import ShardedSampler
-from r1.recipe.source import load_source
+from r1.recipe.source import Source, load_source
 from r1.recipe.stages import write_json
 from r1.rewards import build_rewards
+from r1.rollout.base import RolloutEngine
 from r1.schema import settings
 
 COMMAND = "python -m r1.sample"
@@ -54,21 +56,11 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     rewards = build_rewards(config["reward"], task=task)
     source = load_source(config)
     benchmarks = None
-    if config["decontaminate"]:
-        benchmarks = load_benchmarks(
-            config["decontaminate"], tokenizer=source.policy.tokenizer, **config["decontamination"]
-        )
+    if files := config["decontaminate"]:
+        benchmarks = load_benchmarks(files, tokenizer=source.policy.tokenizer, **config["decontamination"])
     engine.load_weights(source.policy)
     shards = out.with_suffix(".shards")
-    sampler = ShardedSampler(
-        shards,
-        sampling_identity(config, source),
-        template=build(TEMPLATES, config["prompt"]),
-        policy=source.policy,
-        engine=engine,
-        params=build_sampling(config),
-        shard_size=config["shard_size"],
-    )
+    sampler = build_sampler(config, source, engine, shards)
     try:
         counts = harvest(
             (
@@ -103,6 +95,19 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     write_json(folder / "summary.json", summary)
     print(f"{counts.num_kept} traces in {out} ({sampler.num_reused} shards were there already)", flush=True)
     return summary
+
+
+def build_sampler(config: Mapping[str, Any], source: Source, engine: RolloutEngine, shards: Path) -> ShardedSampler:
+    """Build what draws completions into the folder `shards`."""
+    return ShardedSampler(
+        shards,
+        sampling_identity(config, source),
+        template=build(TEMPLATES, config["prompt"]),
+        policy=source.policy,
+        engine=engine,
+        params=build_sampling(config),
+        shard_size=config["shard_size"],
+    )
 
 
 def show(counts: FilterCounts) -> None:

@@ -106,6 +106,7 @@ def manifest_record(config: Mapping[str, Any], source: Source, counts: FilterCou
         "task": config["task"],
         "prompt": config["prompt"],
         "reward": config["reward"],
+        "rewrite": config["rewrite"],
         "filters": {**config["filters"], "keep_per_problem": config["keep_per_problem"]},
         "decontamination": {
             **config["decontamination"],
