@@ -61,6 +61,12 @@ def test_what_cannot_be_compared_makes_no_pair():
     assert texts(build_pairs([group("p", *turns, ("7", 0.0), ("7", 0.0))])) == [("8", "7"), ("8.", "7")]
 
 
+def test_a_text_whose_scores_differ_is_left_out():
+    # "8" was right once and wrong once, for reasons that the summary does not show.
+    turns = [("<think>a</think>8", 1.0), ("<think>b</think>8", 0.0), ("<think>a</think>9", 1.0), ("7", 0.0)]
+    assert texts(build_pairs([group("p", *turns)])) == [("9", "7")]
+
+
 def test_no_problem_has_more_than_its_share_of_pairs():
     turns = [("8", 1.0), *((str(i), 0.0) for i in range(8))]
     assert len(build_pairs([group("p", *turns), group("q", *turns)], num_pairs=3)) == 6

@@ -63,7 +63,8 @@ def build_pairs(
 
     Lengths are balanced over the whole data, as in arXiv 2501.12948 v2, so that length tells nothing:
     pairs are taken one at a time, each the one that keeps its own difference and the sum of all differences smallest,
-    in characters of the part that is compared. A text that stands in several completions counts once.
+    in characters of the part that is compared. A text that stands in several completions counts once, and not at all
+    where their scores differ: what earned them lies outside the part.
 
     Args:
         groups: scored rollouts; those without a score of `by` or without the part are left out.
@@ -96,8 +97,8 @@ def build_pairs(
 
 
 def _scores(rollouts: Iterable[Rollout], by: str, part: Part) -> dict[str, float]:
-    """Return the score of each distinct text, in order of appearance."""
-    scores: dict[str, float] = {}
+    """Return the score of each text that has one score, in order of appearance."""
+    found: dict[str, set[float]] = {}
     for rollout in rollouts:
         if by not in rollout.rewards:
             raise ValueError(
@@ -105,8 +106,8 @@ def _scores(rollouts: Iterable[Rollout], by: str, part: Part) -> dict[str, float
             )
         text, score = part_of_turn(rollout.completion.turn, part), rollout.rewards[by]
         if text is not None and score is not None:
-            scores.setdefault(text, score)
-    return scores
+            found.setdefault(text, set()).add(score)
+    return {text: scores.pop() for text, scores in found.items() if len(scores) == 1}
 
 
 def _imbalance(pair: tuple[str, str], balance: int) -> int:

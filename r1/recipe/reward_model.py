@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,16 @@ from r1.models.reward_model import Reading, RewardModel
 from r1.modules.reward_model import RewardModelModule
 from r1.recipe.assemble import ALGORITHMS, Config, Parts, build_optimizer, build_sampling, check_keys
 from r1.rewards import build_rewards
+from r1.types import Completion, Prompt, Rollout, RolloutGroup, SamplingParams
 
 PAIRS_FILE = "pairs.jsonl"
-_DATA_KEYS = ("path", "num_problems", "split", "by", "num_pairs", "held_out", "batch_size")
+_DATA_KEYS = ("path", "style", "num_problems", "split", "by", "num_pairs", "held_out", "batch_size")
 _PROMPTS_AT_ONCE = 64
 
 
 @ALGORITHMS.register("reward_model")
 def reward_model(config: Config, parts: Parts) -> tuple[RewardModelModule, PreferenceDataModule]:
-    """A reward model on the backbone of the run's model, trained on pairs of a file, or on the model's own completions
-    as the rewards of the config tell them apart."""
+    """A reward model on the backbone of the run's model, from pairs of a file or of scored completions."""
     algorithm = check_keys(config["algorithm"], ("name", "part", "data", "optimizer"), "algorithm")
     data = check_keys(algorithm["data"], _DATA_KEYS, "algorithm.data")
     part = algorithm.get("part", "summary")
@@ -44,6 +45,7 @@ def reward_model(config: Config, parts: Parts) -> tuple[RewardModelModule, Prefe
         if config["resume"] and file.is_file():
             return read_preferences(file)
         pairs = sample_pairs(config, parts, data, part=part, device=device)
+        parts.policy.cpu()  # it has done its work: the reward model has a copy of its backbone
         if pairs and rank_and_world()[0] == 0:
             write_preferences(file, pairs)
         return pairs
@@ -62,33 +64,51 @@ def reward_model(config: Config, parts: Parts) -> tuple[RewardModelModule, Prefe
 def sample_pairs(
     config: Config, parts: Parts, data: Mapping[str, Any], *, part: str, device: torch.device
 ) -> list[PreferencePair]:
-    """Return pairs of the run's model's own completions.
+    """Return pairs of the run's model's own completions, or of the task's own demonstrations.
 
     Args:
         config: the run's; `rollout.sampling` says how completions are drawn, `reward` what scores them.
-        parts: of the run. The policy is moved to `device`, and back when the completions are drawn.
-        data: num_problems, split, by (labels of rewards, each of which makes pairs) and num_pairs (of a problem and
-            label).
+        parts: of the run.
+        data: num_problems, split, style (of demonstrations, which then stand for completions), by (labels of rewards,
+            each of which makes pairs) and num_pairs (of a problem and label).
         part: of the turn that is compared.
         device: to sample on.
     """
     rewards = build_rewards(config["reward"], task=parts.task)
     stream = parts.task.problems(data.get("split", "train"), seed=config["seed"])
-    problems = stream.take_unique(data.get("num_problems", 1000))
-    sampling, groups = build_sampling(config), []
-    home = parts.policy.model.device
-    parts.policy.to(device).eval()
-    parts.engine.load_weights(parts.policy)
-    with torch.no_grad():
-        for start in range(0, len(problems), _PROMPTS_AT_ONCE):
-            some = problems[start : start + _PROMPTS_AT_ONCE]
-            prompts = [parts.template.render(problem, parts.policy.tokenizer) for problem in some]
-            groups += rewards.score_groups(parts.engine.generate(prompts, sampling))
+    problems, groups = stream.take_unique(data.get("num_problems", 1000)), []
+    sampling = build_sampling(config)
+    for start in range(0, len(problems), _PROMPTS_AT_ONCE):
+        some = problems[start : start + _PROMPTS_AT_ONCE]
+        prompts = [parts.template.render(problem, parts.policy.tokenizer) for problem in some]
+        if data.get("style"):
+            drawn = [demonstrated_group(parts.task, prompt, data["style"], sampling) for prompt in prompts]
+        else:
+            drawn = _completed_groups(parts, prompts, sampling, device)
+        groups += rewards.score_groups(drawn)
     rewards.close()
-    parts.policy.to(home)
     labels = data.get("by") or ["accuracy"]
     return [
         pair
         for label in ([labels] if isinstance(labels, str) else labels)
         for pair in build_pairs(groups, by=label, part=part, num_pairs=data.get("num_pairs", 4))
     ]
+
+
+def demonstrated_group(task: Any, prompt: Prompt, style: str, sampling: SamplingParams) -> RolloutGroup:
+    """Return a group of `num_generations` demonstrations of one problem; each depends on (seed, problem, g) alone."""
+    rollouts = []
+    for g in range(sampling.num_generations):
+        rng = random.Random(f"preference/{style}/{sampling.seed}/{prompt.problem.id}/{g}")
+        turn = task.demonstration(prompt.problem, rng, style)
+        rollouts.append(Rollout(completion=Completion(text=turn)))
+    return RolloutGroup(prompt=prompt, rollouts=tuple(rollouts))
+
+
+@torch.no_grad()
+def _completed_groups(
+    parts: Parts, prompts: list[Prompt], sampling: SamplingParams, device: torch.device
+) -> list[RolloutGroup]:
+    parts.policy.to(device).eval()
+    parts.engine.load_weights(parts.policy)
+    return parts.engine.generate(prompts, sampling)

@@ -171,3 +171,20 @@ def test_repetition_is_the_share_of_repeated_ngrams():
 def test_impossible_options_name_their_key(name, options, key):
     with pytest.raises(ValueError, match=rf"reward\.{name}\.{key}"):
         REWARDS.build(name, **options)
+
+
+@pytest.mark.parametrize(
+    ("turn", "score"),
+    [
+        ("<answer>7</answer>", 1.0),
+        ("<think>a</think><answer>7</answer>\n", 1.0),
+        ("6A-2=4</think><answer>7</answer>", 1.0),  # the thinking is not judged
+        ("<think>a<answer>7</answer>", 0.0),  # it never ends
+        ("7", 0.0),
+        ("<think>a</think>7</answer>", 0.0),
+        ("<answer>6</answer><answer>7</answer>", 0.0),
+        ("well, <answer>7</answer>", 0.0),
+    ],
+)
+def test_without_thinking_the_format_is_one_answer_block(turn, score):
+    assert REWARDS.build("format", thinking=False)([Completion(text=turn)], []) == [score]
