@@ -10,6 +10,7 @@ from r1.config import compose_config, explain_overrides, instantiate_all, plain
 from r1.losses.objective import PolicyObjective
 from r1.modules.distill import DistillModule
 from r1.modules.grpo import GRPOModule
+from r1.modules.reward_model import RewardModelModule
 from r1.modules.sft import SFTModule
 from r1.recipe.assemble import assemble
 from r1.recipe.compare import check_compare
@@ -24,7 +25,13 @@ OPTIONS = sorted(
     f"{p.parent.name}={p.stem}" for p in CONFIGS.glob("*/*.yaml") if p.parent.name not in ("experiment", "hydra")
 )
 LOSSES = sorted(p.stem for p in (CONFIGS / "loss").glob("*.yaml"))
-MODULES = {"grpo": GRPOModule, "sft": SFTModule, "distill": DistillModule, "on_policy": GRPOModule}
+MODULES = {
+    "grpo": GRPOModule,
+    "sft": SFTModule,
+    "distill": DistillModule,
+    "on_policy": GRPOModule,
+    "reward_model": RewardModelModule,
+}
 # Stands in for weights and data that are not part of the project.
 TINY = {"name": "tiny_llama", "hidden_size": 16, "num_heads": 2, "num_layers": 1, "intermediate_size": 16}
 DATA = ROOT / "tests" / "data" / "gsm8k_10.jsonl"
@@ -51,7 +58,7 @@ def test_every_experiment_resolves_and_assembles(experiment, tmp_path):
     config = plain(composed)
     module, data = built(config)
     assert type(module) is MODULES[config["algorithm"]["name"]]
-    assert (data is None) == (config["algorithm"]["name"] != "sft")
+    assert (data is None) == (config["algorithm"]["name"] not in ("sft", "reward_model"))
     trainer = build_trainer(config | {"trainer": config["trainer"] | {"precision": "32-true"}}, module)
     assert trainer.max_steps == config["trainer"]["max_steps"]
     if data is None:
