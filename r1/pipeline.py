@@ -23,11 +23,11 @@ from r1.failure import guarded
 from r1.recipe.pipeline import Pipeline, Stage, build_stages
 from r1.recipe.stages import write_json
 from r1.sample import sample
-from r1.train import hush, train
+from r1.stage import hush, run_stage
 
 COMMAND = "python -m r1.pipeline"
 RUNS: Mapping[str, Callable[[DictConfig], Any]] = {
-    "train": train,
+    "train": run_stage,
     "sample": sample,
     "evaluate": evaluate,
     "claims": claims,
@@ -74,7 +74,7 @@ def _computed(cfg: DictConfig) -> dict[str, Any]:
 def _execute(cfg: DictConfig, stage: Stage, target: Path) -> None:
     cfg.output_dir = str(target)
     if stage.run == "train":
-        cfg.resume, cfg.compare = True, None
+        cfg.resume = True
     RUNS[stage.run](cfg)
 
 

@@ -6,159 +6,50 @@ python -m r1.train experiment=NAME key=value ...          any recipe of configs/
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import hydra
-import lightning as L
-import torch
+import torch.distributed
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch.callbacks import Checkpoint
-from omegaconf import DictConfig, OmegaConf
-from transformers.utils import logging as transformers_logging
+from omegaconf import DictConfig
 
-from r1.config import compose_config, explain_overrides, instantiate, instantiate_all, plain
+from r1.config import compose_config, explain_overrides, plain
+from r1.distributed import rank_and_world
 from r1.failure import Reported, guarded
-from r1.models import MODELS
 from r1.recipe.assemble import assemble
 from r1.recipe.compare import Row, check_compare, compare, steps_for_compute
-from r1.recipe.resume import checkpoint_to_resume
-from r1.recipe.stages import is_finished, read_summary, stage_folder, write_json
+from r1.recipe.stages import write_json
+from r1.stage import cached_stage, hush, run_stage
 
 COMMAND = "python -m r1.train"
 
 
-def train(cfg: DictConfig, *, stage: str = "train") -> dict[str, Any]:
-    """Run one stage and return its summary.
+def train(cfg: DictConfig) -> dict[str, Any]:
+    """Run one stage and, where the config has one, its closing comparison; return the summary.
 
     Args:
         cfg: a composed config; `output_dir` must be set.
-        stage: name for the summary.
-
-    Returns:
-        What `summary.json` holds: stage, status, steps, seconds, tokens, flops, metrics, and the model's folder.
     """
     started = time.perf_counter()
+    check_compare(plain(cfg)["compare"])
+    summary = run_stage(cfg)
     config = plain(cfg)
-    if config["num_threads"]:
-        torch.set_num_threads(config["num_threads"])
-    check_compare(config["compare"])
-    folder = Path(config["output_dir"])
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
-    start = starting_model(config)
-    L.seed_everything(config["seed"], verbose=False)
-    module, data = assemble(config | {"teacher": teacher_model(config)}, model=start or fresh_model(config))
-    trainer = build_trainer(config, module)
-    checkpoint = checkpoint_to_resume(config, module)
-    fit_started = time.perf_counter()
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    summary = summarise(config, stage, trainer) | {"seconds": time.perf_counter() - fit_started}
-    if trainer.is_global_zero:
-        if config["save_model"]:
-            summary["model"] = str(module.policy.save(folder / "model"))
-        write_json(folder / "summary.json", summary)
-        print(f"{stage}: {summary['steps']} steps in {summary['seconds']:.0f} s; run directory {folder}", flush=True)
-        if config["compare"]:
-            summary["comparison"] = run_comparison(config, summary, start)
-            summary["total_seconds"] = time.perf_counter() - started
-            print(f"{summary['total_seconds']:.0f} s in all")
-            write_json(folder / "summary.json", summary)
+    rank, world = rank_and_world()
+    if world > 1:  # the table is rank 0's alone: engines must not wait for the others
+        torch.distributed.destroy_process_group()
+    if config["compare"] and rank == 0:
+        summary["comparison"] = run_comparison(config, summary)
+        summary["total_seconds"] = time.perf_counter() - started
+        print(f"{summary['total_seconds']:.0f} s in all")
+        write_json(Path(config["output_dir"]) / "summary.json", summary)
     return summary
 
 
-def starting_model(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return what to load the first weights from, making the stage they come from if need be."""
-    source = config["init_from"]
-    if source is None:
-        return None
-    path = source if isinstance(source, str) else run_stage(config, source)["model"]
-    return {"name": "pretrained", "path": path, "dtype": "float32"} | (
-        {k: v for k, v in config["model"].items() if k in ("dtype", "lora", "gradient_checkpointing")}
-    )
-
-
-def teacher_model(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the `teacher` node, with the model of a stage {experiment, overrides} that was made if need be."""
-    node = dict(config.get("teacher") or {})
-    source = {key: node.pop(key, None) for key in ("experiment", "overrides")}
-    # An experiment names its teacher's stage; whoever chooses teacher=pretrained over it, names another model.
-    if "name" in node or not source["experiment"]:
-        return node
-    made = run_stage(config, {"experiment": source["experiment"], "overrides": source["overrides"] or []})
-    return {"name": "pretrained", "dtype": "float32"} | node | {"path": made["model"]}
-
-
-def fresh_model(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the `model` node, with the run's seed where its initial weights are drawn."""
-    model = dict(config["model"])
-    return {"seed": config["seed"]} | model if MODELS.accepts(model.get("name", ""), "seed") else model
-
-
-def run_stage(config: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the summary of a stage {experiment, overrides}, from the cache or by running it now."""
-    name = source["experiment"]
-    overrides = [f"experiment={name}", f"seed={config['seed']}", *source.get("overrides", [])]
-    cfg = compose_config([*overrides, f"cache_dir={config['cache_dir']}"])
-    folder = stage_folder(config["cache_dir"], name, OmegaConf.to_container(cfg, resolve=True))
-    if is_finished(folder):
-        return read_summary(folder) | {"cached": True}
-    print(f"{name}: making {folder}", flush=True)
-    cfg.output_dir, cfg.save_model, cfg.compare, cfg.resume = str(folder), True, None, True
-    return train(cfg, stage=name)
-
-
-def build_trainer(config: Mapping[str, Any], module: Any) -> L.Trainer:
-    """Build the Lightning trainer with its callbacks, loggers and strategy."""
-    node = dict(config["trainer"]) | {"default_root_dir": config["output_dir"]}
-    if node.get("profiler"):
-        node["profiler"] = instantiate(node["profiler"])
-    logger = list(instantiate_all(config["logger"]).values())
-    strategy = config["strategy"]
-    callbacks = list(instantiate_all(config["callbacks"]).values())
-    trainer = instantiate(
-        node
-        | {
-            "callbacks": callbacks,
-            "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
-            "logger": logger or False,
-            "strategy": instantiate(strategy) if "_target_" in strategy else strategy["name"],
-        }
-    )
-    if hasattr(module, "loader"):
-        plan, sampling = module.loader.plan, module.loader.sampling
-        parts = plan.num_parts(sampling.num_generations, trainer.world_size)
-        trainer.accumulate_grad_batches = parts // trainer.world_size
-    elif hasattr(module, "accumulation"):
-        trainer.accumulate_grad_batches = module.accumulation
-    return trainer
-
-
-def summarise(config: Mapping[str, Any], stage: str, trainer: L.Trainer) -> dict[str, Any]:
-    """Collect what a finished fit has to say."""
-    throughput = config["callbacks"].get("throughput") and next(
-        (c for c in trainer.callbacks if type(c).__name__ == "Throughput"), None
-    )
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if torch.is_tensor(value)}
-    return {
-        "stage": stage,
-        "status": "finished",
-        "seed": config["seed"],
-        "steps": trainer.global_step,
-        "tokens": throughput.tokens_sampled + throughput.tokens_trained if throughput else None,
-        "flops": throughput.flops if throughput else None,
-        "metrics": metrics,
-    }
-
-
-def run_comparison(
-    config: Mapping[str, Any], summary: Mapping[str, Any], start: Mapping[str, Any] | None
-) -> dict[str, Any]:
+def run_comparison(config: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
     """Evaluate the rows of the closing table, making the stages that are missing."""
     node = config["compare"]
     rows = []
@@ -166,10 +57,10 @@ def run_comparison(
         if row.get("experiment"):
             overrides = list(row.get("overrides", []))
             if row.get("equal_compute"):
-                overrides.append(f"trainer.max_steps={equal_steps(config, row, summary, start)}")
-            made = run_stage(config, {"experiment": row["experiment"], "overrides": overrides})
+                overrides.append(f"trainer.max_steps={equal_steps(config, row, summary)}")
+            made = cached_stage(config, {"experiment": row["experiment"], "overrides": overrides})
         elif row.get("start"):
-            made = {"model": start["path"]}
+            made = {"model": summary["start"]}
         else:
             made = summary
         prompt = row.get("prompt") or config["prompt"]
@@ -180,24 +71,12 @@ def run_comparison(
     return results
 
 
-def equal_steps(
-    config: Mapping[str, Any], row: Mapping[str, Any], summary: Mapping[str, Any], start: Mapping[str, Any]
-) -> int:
+def equal_steps(config: Mapping[str, Any], row: Mapping[str, Any], summary: Mapping[str, Any]) -> int:
     """Return the supervised steps that cost as much as this run did."""
     cfg = plain(compose_config([f"experiment={row['experiment']}", f"seed={config['seed']}"]))
+    start = {"name": "pretrained", "path": summary["start"], "dtype": "float32"}
     module, data = assemble(cfg | {"evaluation": {"num_problems": 0}}, model=start)
     return steps_for_compute(summary["flops"], data, module.policy.num_parameters)
-
-
-def hush() -> None:
-    """Keep libraries from talking over the run: their hints are about choices that r1 made on purpose."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    transformers_logging.disable_progress_bar()
-    for message in (".*have no `val_dataloader`.*", ".*You have overridden `transfer_batch_to_device`.*"):
-        warnings.filterwarnings("ignore", message)
-    warnings.filterwarnings("ignore", ".*LeafSpec.*")
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
 
 
 @hydra.main(version_base="1.3", config_path="pkg://r1.configs", config_name="train")

@@ -16,14 +16,14 @@ from r1.recipe.assemble import assemble
 from r1.recipe.compare import check_compare
 from r1.rollout.advantage import AdvantageEstimator
 from r1.schema import TrainConfig, settings
-from r1.train import build_trainer
+from r1.stage import build_trainer
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 EXPERIMENTS = sorted(p.stem for p in (CONFIGS / "experiment").glob("*.yaml"))
-OPTIONS = sorted(
-    f"{p.parent.name}={p.stem}" for p in CONFIGS.glob("*/*.yaml") if p.parent.name not in ("experiment", "hydra")
-)
+OPTIONS = sorted(f"{p.parent.name}={p.stem}" for p in CONFIGS.glob("*/*.yaml") if p.parent.name != "experiment")
+# Groups that another entry point than r1.train reads.
+ENTRY = {"claims": "claims", "pipeline": "pipeline", "rewrite": "sample"}
 LOSSES = sorted(p.stem for p in (CONFIGS / "loss").glob("*.yaml"))
 MODULES = {
     "grpo": GRPOModule,
@@ -53,8 +53,10 @@ def built(config):
 def test_every_experiment_resolves_and_assembles(experiment, tmp_path):
     overrides = [f"experiment={experiment}", f"output_dir={tmp_path}", f"data_path={DATA}", "trainer.accelerator=cpu"]
     composed = compose_config([*overrides, "trainer.devices=1", "trainer.num_nodes=1", "logger=none"])
-    if "teacher.path" in OmegaConf.missing_keys(composed):
-        OmegaConf.update(composed, "teacher.path", "given")
+    traces = tmp_path / "traces.jsonl"
+    traces.write_text('{"prompt": "1A+1:", "completion": "<answer>2</answer>"}\n' * 64)
+    for key in OmegaConf.missing_keys(composed):
+        OmegaConf.update(composed, key, str(traces) if key.startswith("algorithm.data.") else "given")
     config = plain(composed)
     module, data = built(config)
     assert type(module) is MODULES[config["algorithm"]["name"]]
@@ -75,11 +77,14 @@ def test_every_experiment_opens_with_the_command_that_runs_it(experiment):
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_with_the_default_experiment(option):
-    composed = compose_config([option, "output_dir=out", f"data_path={DATA}"])
+    group = option.split("=")[0]
+    entry = ENTRY.get(group, "train")
+    composed = compose_config(
+        [option, "output_dir=out", *([f"data_path={DATA}"] if entry == "train" else [])], name=entry
+    )
     for key in OmegaConf.missing_keys(composed):  # the path of a model, the address of a server
         OmegaConf.update(composed, key, "given")
     config = plain(composed)
-    group = option.split("=")[0]
     assert isinstance(config[group], dict) if group != "debug" else config["trainer"]
 
 

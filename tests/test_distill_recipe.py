@@ -10,7 +10,7 @@ from r1.modules.distill import DistillModule
 from r1.modules.grpo import GRPOModule
 from r1.modules.minillm import MiniLLMModule
 from r1.recipe.assemble import assemble
-from r1.train import teacher_model, train
+from r1.stage import run_stage, teacher_model
 
 SMALL = ["model=tiny_qwen2", "model.hidden_size=16", "model.num_layers=1", "model.num_heads=2", "evaluation=none"]
 SMALL += ["logger=none", "callbacks=none", "num_threads=1", "rollout.sampling.max_tokens=8"]
@@ -100,7 +100,7 @@ def test_a_run_trains_the_student_and_leaves_its_model(tmp_path, teacher_path, a
         "~experiment", f"algorithm={algorithm}", *SMALL, *overrides, "trainer.max_steps=3",
         "rollout.sampling.num_generations=2", "algorithm.optimizer.lr=1e-3",
     ])  # fmt: skip
-    summary = train(cfg)
+    summary = run_stage(cfg)
     assert summary["steps"] == 3 and (tmp_path / "run" / "model" / "config.json").is_file()
     assert torch.isfinite(torch.tensor(summary["metrics"]["train/loss"]))
 

@@ -1,0 +1,151 @@
+"""One stage from its config to its summary: what `r1.train` and `r1.pipeline` run."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from omegaconf import DictConfig, OmegaConf
+from transformers.utils import logging as transformers_logging
+
+from r1.config import compose_config, instantiate, instantiate_all, plain
+from r1.models import MODELS
+from r1.recipe.assemble import assemble
+from r1.recipe.resume import checkpoint_to_resume
+from r1.recipe.stages import is_finished, read_summary, stage_folder, write_json
+
+
+def run_stage(cfg: DictConfig, *, stage: str = "train") -> dict[str, Any]:
+    """Train one stage and return its summary.
+
+    Args:
+        cfg: a composed config; `output_dir` must be set.
+        stage: name for the summary.
+
+    Returns:
+        What `summary.json` holds: stage, status, seed, steps, seconds (of the fit), tokens, flops, metrics, the folder
+        of the model it started from (or None) and of the one it made.
+    """
+    config = plain(cfg)
+    if config["num_threads"]:
+        torch.set_num_threads(config["num_threads"])
+    folder = Path(config["output_dir"])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    start = starting_model(config)
+    L.seed_everything(config["seed"], verbose=False)
+    module, data = assemble(config | {"teacher": teacher_model(config)}, model=start or fresh_model(config))
+    trainer = build_trainer(config, module)
+    checkpoint = checkpoint_to_resume(config, module)
+    started = time.perf_counter()
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    summary = summarise(config, stage, trainer) | {"seconds": time.perf_counter() - started}
+    if trainer.is_global_zero:
+        summary["start"] = None if start is None else start["path"]
+        if config["save_model"]:
+            summary["model"] = str(module.policy.save(folder / "model"))
+        write_json(folder / "summary.json", summary)
+        print(f"{stage}: {summary['steps']} steps in {summary['seconds']:.0f} s; run directory {folder}", flush=True)
+    return summary
+
+
+def starting_model(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what to load the first weights from, making the stage they come from if need be."""
+    source = config["init_from"]
+    if source is None:
+        return None
+    path = source if isinstance(source, str) else cached_stage(config, source)["model"]
+    return {"name": "pretrained", "path": path, "dtype": "float32"} | (
+        {k: v for k, v in config["model"].items() if k in ("dtype", "lora", "gradient_checkpointing")}
+    )
+
+
+def teacher_model(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the `teacher` node, with the model of a stage {experiment, overrides} that was made if need be."""
+    node = dict(config.get("teacher") or {})
+    source = {key: node.pop(key, None) for key in ("experiment", "overrides")}
+    # An experiment names its teacher's stage; whoever chooses teacher=pretrained over it, names another model.
+    if "name" in node or not source["experiment"]:
+        return node
+    made = cached_stage(config, {"experiment": source["experiment"], "overrides": source["overrides"] or []})
+    return {"name": "pretrained", "dtype": "float32"} | node | {"path": made["model"]}
+
+
+def fresh_model(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the `model` node, with the run's seed where its initial weights are drawn."""
+    model = dict(config["model"])
+    return {"seed": config["seed"]} | model if MODELS.accepts(model.get("name", ""), "seed") else model
+
+
+def cached_stage(config: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the summary of a stage {experiment, overrides}, from the cache or by running it now."""
+    name = source["experiment"]
+    overrides = [f"experiment={name}", f"seed={config['seed']}", *source.get("overrides", [])]
+    cfg = compose_config([*overrides, f"cache_dir={config['cache_dir']}"])
+    folder = stage_folder(config["cache_dir"], name, OmegaConf.to_container(cfg, resolve=True))
+    if is_finished(folder):
+        return read_summary(folder) | {"cached": True}
+    print(f"{name}: making {folder}", flush=True)
+    cfg.output_dir, cfg.save_model, cfg.compare, cfg.resume = str(folder), True, None, True
+    return run_stage(cfg, stage=name)
+
+
+def build_trainer(config: Mapping[str, Any], module: Any) -> L.Trainer:
+    """Build the Lightning trainer with its callbacks, loggers and strategy."""
+    node = dict(config["trainer"]) | {"default_root_dir": config["output_dir"]}
+    if node.get("profiler"):
+        node["profiler"] = instantiate(node["profiler"])
+    logger = list(instantiate_all(config["logger"]).values())
+    strategy = config["strategy"]
+    callbacks = list(instantiate_all(config["callbacks"]).values())
+    trainer = instantiate(
+        node
+        | {
+            "callbacks": callbacks,
+            "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
+            "logger": logger or False,
+            "strategy": instantiate(strategy) if "_target_" in strategy else strategy["name"],
+        }
+    )
+    if hasattr(module, "loader"):
+        plan, sampling = module.loader.plan, module.loader.sampling
+        parts = plan.num_parts(sampling.num_generations, trainer.world_size)
+        trainer.accumulate_grad_batches = parts // trainer.world_size
+    elif hasattr(module, "accumulation"):
+        trainer.accumulate_grad_batches = module.accumulation
+    return trainer
+
+
+def summarise(config: Mapping[str, Any], stage: str, trainer: L.Trainer) -> dict[str, Any]:
+    """Collect what a finished fit has to say."""
+    throughput = config["callbacks"].get("throughput") and next(
+        (c for c in trainer.callbacks if type(c).__name__ == "Throughput"), None
+    )
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if torch.is_tensor(value)}
+    return {
+        "stage": stage,
+        "status": "finished",
+        "seed": config["seed"],
+        "steps": trainer.global_step,
+        "tokens": throughput.tokens_sampled + throughput.tokens_trained if throughput else None,
+        "flops": throughput.flops if throughput else None,
+        "metrics": metrics,
+    }
+
+
+def hush() -> None:
+    """Keep libraries from talking over the run: their hints are about choices that r1 made on purpose."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    transformers_logging.disable_progress_bar()
+    for message in (".*have no `val_dataloader`.*", ".*You have overridden `transfer_batch_to_device`.*"):
+        warnings.filterwarnings("ignore", message)
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
