@@ -43,6 +43,12 @@ class PreferencePair:
     problem: Problem | None = None
     source: str = ""
 
+    @property
+    def kind(self) -> str:
+        """The source, and the task where it is known: pairs of one kind are measured together."""
+        parts = (self.source, self.problem.task if self.problem else "")
+        return "/".join(part for part in parts if part) or "unnamed"
+
 
 Encode = Callable[[str, str], tuple[Sequence[int], Sequence[int]]]
 """(question, text) -> (prompt ids, ids of the text with end-of-sequence); see `RewardModel.encode`."""
@@ -272,14 +278,14 @@ class PreferenceDataModule(LightningDataModule):
         return PreferenceLoader(self._dataset(self.pairs), batch_size=batch_size, seed=self.seed)
 
     def val_dataloader(self) -> DataLoader | list[Any]:
-        """Return a loader of (source, questions, batch): pairs of one source at a time."""
+        """Return a loader of (kind, questions, batch): pairs of one kind at a time, "source" or "source/task"."""
         batches: list[tuple[str, list[str], TraceBatch]] = []
-        for source in dict.fromkeys(pair.source for pair in self.held_out_pairs):
-            dataset = self._dataset([pair for pair in self.held_out_pairs if pair.source == source])
+        for kind in dict.fromkeys(pair.kind for pair in self.held_out_pairs):
+            dataset = self._dataset([pair for pair in self.held_out_pairs if pair.kind == kind])
             for start in range(0, len(dataset), self.batch_size):
                 numbers = range(start, min(start + self.batch_size, len(dataset)))
                 questions = [dataset.pairs[i].prompt for i in numbers]
-                batches.append((source, questions, collate_pairs([dataset[i] for i in numbers], self.pad_id)))
+                batches.append((kind, questions, collate_pairs([dataset[i] for i in numbers], self.pad_id)))
         return DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch) if batches else []
 
     def _dataset(self, pairs: Sequence[PreferencePair]) -> PreferenceDataset:

@@ -20,7 +20,7 @@ class RewardModelModule(PolicyModule):
     """Minimises -log sigmoid(r_chosen - r_rejected), averaged over pairs.
 
     Validation measures the share of held-out pairs that the model orders as preferred, a mean over questions, for all
-    and for each source of pairs.
+    and for each kind of pairs (`PreferencePair.kind`).
     When training ends the mean and standard deviation of the scores on training pairs are kept with the model.
 
     Args:
@@ -47,19 +47,19 @@ class RewardModelModule(PolicyModule):
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        source, questions, pairs = batch
+        kind, questions, pairs = batch
         chosen, rejected = self.scores(pairs)
         for question, agrees in zip(questions, agreement(chosen, rejected).tolist(), strict=True):
-            self._agreements[source][question].append(agrees)
+            self._agreements[kind][question].append(agrees)
         self.log("eval/pair_loss", bradley_terry_loss(chosen, rejected).mean(), batch_size=len(chosen))
 
     def on_validation_epoch_end(self) -> None:
         # A question's pairs are not independent, so the interval is over questions.
         by_question: dict[str, list[float]] = defaultdict(list)
-        for source, questions in self._agreements.items():
+        for kind, questions in self._agreements.items():
             for question, values in questions.items():
                 by_question[question] += values
-            self.log(f"eval/pair_accuracy/{source or 'unnamed'}", mean_interval(list(questions.values())).mean)
+            self.log(f"eval/pair_accuracy/{kind}", mean_interval(list(questions.values())).mean)
         if by_question:
             interval = mean_interval(list(by_question.values()))
             self.log("eval/pair_accuracy", interval.mean)

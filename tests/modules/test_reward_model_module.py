@@ -12,6 +12,8 @@ from r1.data.preferences import PreferenceDataModule, PreferencePair, read_prefe
 from r1.models import MODELS, RewardModel, tiny_llama
 from r1.modules.reward_model import RewardModelModule
 from r1.recipe.assemble import assemble
+from r1.rewards import extract_answer
+from r1.tasks import TASKS
 
 SIZES = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 32}
 
@@ -92,7 +94,8 @@ def test_too_few_completions_to_compare_is_an_error_with_a_way_out(tmp_path):
 
 def run(tmp_path, *overrides):
     overrides = [
-        "experiment=demo_reward_model", f"output_dir={tmp_path}", "init_from=null", "trainer.max_steps=2",
+        "experiment=demo_reward_model", "task=chain", "algorithm.data.style=null", f"output_dir={tmp_path}",
+        "init_from=null", "trainer.max_steps=2",
         "algorithm.data.num_problems=16", "algorithm.data.batch_size=4", "rollout.sampling.num_generations=4",
         "rollout.sampling.max_tokens=6", *overrides,
     ]  # fmt: skip
@@ -123,6 +126,21 @@ def test_pairs_are_the_model_s_own_completions_told_apart_by_the_rewards(tmp_pat
     folder = module.policy.save(tmp_path / "model")
     loaded = MODELS.build("reward_model", path=folder)
     assert loaded.reading.part == "response" and loaded.reading.prompt["name"] == "plain"
+
+
+def test_the_task_s_demonstrations_can_stand_for_completions(tmp_path):
+    module = run(tmp_path, "task=mixture", "algorithm.data.style=noisy_mixture", "algorithm.data.num_problems=40")
+    pairs = read_preferences(tmp_path / "pairs.jsonl")
+    assert {p.kind for p in pairs} >= {"accuracy/chain", "accuracy/general", "summary_format/general"}
+    task = TASKS.build("mixture", tasks={"chain": {"share": 3}, "general": {"share": 1}})
+    for pair in (p for p in pairs if p.source == "accuracy"):
+        chosen, rejected = (extract_answer(text) or "" for text in (pair.chosen, pair.rejected))
+        assert (task.verify(pair.problem, chosen), task.verify(pair.problem, rejected)) == (1.0, 0.0)
+    assert all("<think>" not in p.chosen + p.rejected for p in pairs)
+    again = run(
+        tmp_path / "again", "task=mixture", "algorithm.data.style=noisy_mixture", "algorithm.data.num_problems=40"
+    )
+    assert again.data.pairs == module.data.pairs
 
 
 def test_a_resumed_run_reads_the_pairs_it_has_drawn(tmp_path):
