@@ -84,7 +84,7 @@ def test_an_evaluation_leaves_its_numbers_and_a_summary(tmp_path, model, capsys)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["status"], summary["metrics"]) == ("finished", {"eval/pass@1": 0.0})
     assert "pass@1" in capsys.readouterr().out
-    assert result["prompt"] == {"name": "plain"} and "few_shot" not in result
+    assert result["prompt"]["name"] == "plain" and "few_shot" not in result
 
 
 def test_several_samples_give_pass_and_cons(tmp_path, model):
