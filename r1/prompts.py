@@ -50,22 +50,23 @@ class Template(Protocol):
 
 @TEMPLATES.register("plain")
 class Plain:
-    """The question as it is, then the prefill."""
+    """The question as it is, then the prefill; `gap` stands between them where they would otherwise touch."""
 
-    def __init__(self, *, text: str = "{prompt}", prefill: str = "") -> None:
+    def __init__(self, *, text: str = "{prompt}", prefill: str = "", gap: str = "") -> None:
         if text.count("{prompt}") != 1:
             raise ValueError(f"prompt.text must hold the slot {{prompt}} exactly once, found {text!r}")
         self.text = text
         self.prefill = prefill
+        self.gap = gap
 
     def render(self, problem: Problem, tokenizer: PreTrainedTokenizerBase) -> Prompt:
-        return _finish(problem, tokenizer, self.text.replace("{prompt}", problem.prompt), self.prefill)
+        return _finish(problem, tokenizer, self.text.replace("{prompt}", problem.prompt), self.prefill, gap=self.gap)
 
 
 @TEMPLATES.register("r1_zero")
 def r1_zero(*, prefill: str = "") -> Plain:
     """The R1-Zero template, for base models (arXiv 2501.12948, Table 1); prefill "" or "<think>"."""
-    return Plain(text=R1_ZERO_TEXT, prefill=prefill)
+    return Plain(text=R1_ZERO_TEXT, prefill=prefill, gap=" ")
 
 
 @TEMPLATES.register("chat")
@@ -258,9 +259,10 @@ def _template_prefill(text: str) -> str:
     return match.group() if match else ""
 
 
-def _finish(problem: Problem, tokenizer: PreTrainedTokenizerBase, text: str, prefill: str) -> Prompt:
-    """Append a prefill, after one space if the text would otherwise run into it."""
-    gap = " " if prefill and text and not (text[-1].isspace() or prefill[0].isspace()) else ""
+def _finish(problem: Problem, tokenizer: PreTrainedTokenizerBase, text: str, prefill: str, *, gap: str = " ") -> Prompt:
+    """Append a prefill, after `gap` if the text would otherwise run into it."""
+    if not prefill or not text or text[-1].isspace() or prefill[0].isspace():
+        gap = ""
     return _prompt(problem, tokenizer, text + gap + prefill, prefill, special_tokens=True)
 
 

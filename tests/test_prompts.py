@@ -70,6 +70,13 @@ def test_a_prefill_is_not_run_into_the_text_before_it():
     assert TEMPLATES.build("plain", prefill="\n<think>").render(PROBLEM, MINIMIND).text.endswith("?\n<think>")
 
 
+def test_a_plain_prompt_takes_the_prefill_as_it_is():
+    # What a model trained on "question, then <think>" would have written itself: a space would be news to it.
+    plain, begun = (TEMPLATES.build("plain", prefill=p).render(PROBLEM, MINIMIND) for p in ("", "<think>"))
+    think = tuple(MINIMIND.encode("<think>", add_special_tokens=False))
+    assert begun.text == plain.text + "<think>" and begun.token_ids == plain.token_ids + think
+
+
 def test_end_of_sequence_that_a_tokenizer_adds_is_taken_off_the_prompt():
     from tokenizers.processors import TemplateProcessing
 
