@@ -1,0 +1,68 @@
+"""Claims are judged by paired intervals."""
+
+import pytest
+
+from r1.config import compose_config, plain
+from r1.metrics import Interval
+from r1.recipe.claims import as_markdown, difference, judge, put_to_test
+
+
+def evaluation(accuracies, length=10.0):
+    rows = {f"p{i}": {"accuracy": [a], "length": [length], "reflection": [0.0]} for i, a in enumerate(accuracies)}
+    return {"problems": rows}
+
+
+GOOD, BAD = evaluation([1.0] * 40, length=12.0), evaluation([0.0] * 40)
+
+
+def test_the_difference_is_paired_over_shared_problems():
+    a, b = evaluation([1.0, 1.0, 0.0, 1.0]), evaluation([0.0, 1.0, 0.0])
+    # Shared are p0, p1 and p2, with differences 1, 0 and 0: the mean is 1/3.
+    assert difference(a, b, "accuracy").mean == pytest.approx(1 / 3)
+    with pytest.raises(ValueError, match="share no problem"):
+        difference(a, {"problems": {"other": {}}}, "accuracy")
+    with pytest.raises(ValueError, match="quantity: found 'acuracy'"):
+        difference(a, b, "acuracy")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "margin", "verdict"),
+    [
+        (0.01, 0.2, 0.0, "reproduced"),
+        (-0.2, -0.01, 0.0, "not reproduced"),
+        (-0.1, 0.1, 0.0, "open"),
+        (0.0, 0.0, 0.0, "open"),
+        (-0.02, 0.01, 0.03, "reproduced"),
+        (-0.2, -0.04, 0.03, "not reproduced"),
+    ],
+)
+def test_an_interval_settles_a_claim_or_leaves_it_open(low, high, margin, verdict):
+    assert judge(Interval(mean=(low + high) / 2, low=low, high=high), margin) == verdict
+
+
+def test_a_claim_is_as_good_as_all_its_comparisons():
+    up, down = {"a": "good", "b": "bad", "says": "up"}, {"a": "bad", "b": "good", "says": "down"}
+    same = {"a": "good", "b": "good", "says": "same"}
+    claims = {
+        "1": {"claim": "all", "comparisons": [up, up | {"quantity": "length"}]},
+        "2": {"claim": "none", "comparisons": [down]},
+        "3": {"claim": "some", "comparisons": [up, down]},
+        "4": {"claim": "nothing settled", "comparisons": [same]},
+        "5": {"claim": "not tried", "note": "why"},
+    }
+    tested = put_to_test(claims, {"good": GOOD, "bad": BAD})
+    assert [t["verdict"] for t in tested] == ["reproduced", "not reproduced", "mixed", "open", "not measured"]
+    assert tested[0]["comparisons"][1]["mean"] == 2.0  # 12 tokens against 10
+    report = as_markdown(tested, "make it")
+    assert "`make it`" in report and "+100.0 (+100.0 to +100.0)" in report and "| why |" in report
+    with pytest.raises(ValueError, match=r"claims.1: no evaluation 'god'\. Did you mean 'good'"):
+        put_to_test({"1": {"claim": "typo", "comparisons": [up | {"a": "god"}]}}, {"good": GOOD, "bad": BAD})
+
+
+def test_every_shipped_claim_compares_what_the_pipeline_evaluates():
+    pipeline = plain(compose_config(["pipeline=r1_tiny"], name="pipeline"))["pipeline"]
+    evaluated = {key.split(".")[1] for key in pipeline["definitions"]["claims"]["inputs"]}
+    claims = plain(compose_config(["claims=r1_tiny"], name="claims"))["claims"]["claims"]
+    assert [str(label) for label in claims] == [str(n) for n in range(1, 11)]
+    named = {c[side] for node in claims.values() for c in node.get("comparisons", []) for side in "ab"}
+    assert named <= evaluated
