@@ -92,7 +92,7 @@ def test_an_output_changed_by_hand_is_named_with_what_to_do(tmp_path, change):
 
 def test_a_part_runs_alone_and_says_what_it_lacks(tmp_path):
     recipe = Recipe(tmp_path)
-    with pytest.raises(ValueError, match="stage 'data' needs 'base/model'.* add base to pipeline.stages"):
+    with pytest.raises(ValueError, match=r"stage 'data' needs 'base/model'.* add base to pipeline.stages"):
         recipe.run(["data"])
     recipe.run(["base"])
     recipe.run(["data"])
