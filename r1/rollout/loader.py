@@ -121,8 +121,27 @@ class RolloutLoader:
         """Make the next rollout: the first four of the six words."""
         started = time.perf_counter()
         self.engine.load_weights(self.policy)
-        groups = self._draw_groups()
+        groups = self._draw_groups()  # prompt -> rollout -> reward
         sampled = time.perf_counter()
+        self._lay_out(groups)
+        self._policy_logps()
+        advantages = self._advantages(groups)  # -> advantage
+        groups = [
+            replace(g, rollouts=tuple(replace(r, advantage=float(a)) for r, a in zip(g.rollouts, row, strict=True)))
+            for g, row in zip(groups, advantages, strict=True)
+        ]
+        times = {
+            "time/rollout": sampled - started - self.reward_seconds,
+            "time/reward": self.reward_seconds,
+            "time/logps": time.perf_counter() - sampled,
+        }
+        metrics = rollout_metrics(groups) | self._teacher_metrics() | times
+        self.record = RolloutRecord(number=self.num_rollouts, groups=groups, metrics=metrics)
+        self.num_rollouts += 1
+        self.delivered = 0
+
+    def _lay_out(self, groups: list[RolloutGroup]) -> None:
+        """Put the rows into the buffer and deal them to optimizer steps and micro-batches."""
         self.buffer = RolloutBuffer.from_groups(groups, mask_truncated=self.plan.mask_truncated)
         lengths = [len(ids) for ids in self.buffer.input_ids]
         self.schedule = [
@@ -134,31 +153,18 @@ class RolloutLoader:
             )
             for iteration in range(self.plan.num_iterations)
         ]
-        self._policy_logps()
+
+    def _advantages(self, groups: list[RolloutGroup]) -> Tensor:
+        """Fill the buffer's advantages and return them as (P, G), a row's mean where each token has its own."""
         if self.grading is None:  # a teacher teaches whatever the rewards are
             self._check_variance(reward_matrix(groups))
         penalty = self.plan.kl_in_reward * self._sequence_kl() if self.plan.kl_in_reward else None
         advantages = self.advantage(groups, penalty)
         self.buffer.advantages = advantages.flatten().float()
-        if self.grading is not None:
-            self.buffer.advantages = self.grading(self.buffer)
-            advantages = torch.stack([row.mean() for row in self.buffer.advantages]).view_as(advantages)
-        groups = [
-            replace(g, rollouts=tuple(replace(r, advantage=float(a)) for r, a in zip(g.rollouts, row, strict=True)))
-            for g, row in zip(groups, advantages, strict=True)
-        ]
-        metrics = (
-            rollout_metrics(groups)
-            | self._teacher_metrics()
-            | {
-                "time/rollout": sampled - started - self.reward_seconds,
-                "time/reward": self.reward_seconds,
-                "time/logps": time.perf_counter() - sampled,
-            }
-        )
-        self.record = RolloutRecord(number=self.num_rollouts, groups=groups, metrics=metrics)
-        self.num_rollouts += 1
-        self.delivered = 0
+        if self.grading is None:
+            return advantages
+        self.buffer.advantages = self.grading(self.buffer)
+        return torch.stack([row.mean() for row in self.buffer.advantages]).view_as(advantages)
 
     def _draw_groups(self) -> list[RolloutGroup]:
         """Sample and score groups; with dynamic sampling, until P of them have rewards that differ."""
