@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -127,7 +128,7 @@ def _markdown(results: Mapping[str, Any]) -> str:
 
 def _print(results: Mapping[str, Any], num_problems: int) -> None:
     title = f"{num_problems} fresh held-out problems, temperature 1 (per cent; length in tokens)"
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in COLUMNS:
         is_label = column == COLUMNS[0]
         table.add_column(column, overflow="fold", justify="left" if is_label else "right", no_wrap=not is_label)
