@@ -25,8 +25,8 @@ OPERATIONS: tuple[Operation, ...] = (*(("+", n) for n in range(1, 5)), *(("-", n
 NOISY_STYLES: Mapping[str, float] = {
     "direct": 0.35,
     "broken": 0.08,
-    "terse": 0.33,
-    "mostly_careful": 0.10,
+    "terse": 0.23,
+    "mostly_careful": 0.20,
     "wait_redo": 0.14,
 }
 SHORT_SHARE = 0.5  # of the mixture: one or two operations
