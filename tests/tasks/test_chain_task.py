@@ -167,9 +167,9 @@ def test_noisy_mixture_has_its_shares(task):
     assert kinds["long", "broken"] / num_long == pytest.approx(0.08, abs=0.017)
     assert kinds["long", "wait"] / num_long == pytest.approx(0.14, abs=0.021)
     # Mostly careful chains fuse nothing at 2, 3 or 4 boundaries with probability (.64+.512+.4096)/3 = .5205, so
-    # .0521 of the long ones look careful, and .33 + .0479 = .3779 fused.
-    assert kinds["long", "careful"] / num_long == pytest.approx(0.0521, abs=0.014)
-    assert kinds["long", "fused"] / num_long == pytest.approx(0.3779, abs=0.030)
+    # .20 x .5205 = .1041 of the long ones look careful, and .23 + .0959 = .3259 fused.
+    assert kinds["long", "careful"] / num_long == pytest.approx(0.1041, abs=0.019)
+    assert kinds["long", "fused"] / num_long == pytest.approx(0.3259, abs=0.029)
 
 
 def _kind(problem, turn):
@@ -218,8 +218,8 @@ def mixed_turns(num=400, share=1.0):
 def test_without_a_share_the_mixture_is_what_it_was():
     task = TASKS.build("chain")
     text = "".join(task.demonstrate("pretrain", i, style="noisy_mixture", seed=3)[1] for i in range(300))
-    # Computed before chains could be in mixed languages.
-    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "13a66cc096353202"
+    # A base model in a cache stands for these very texts: whoever changes them changes what is cached.
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "f49e1b1fd2ae5f17"
 
 
 def test_steps_with_words_of_either_language_between_them_are_judged_as_before():
