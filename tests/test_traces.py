@@ -152,7 +152,7 @@ def test_with_a_template_the_question_is_rendered_anew(tmp_path, tokenizer):
         tokenizer, path=path, template=TEMPLATES.build("plain", text="Q: {prompt} A:", prefill="<think>")
     )
     for i in range(3):
-        assert tokenizer.decode(dataset[i].prompt_ids) == "Q: 1+1? A: <think>"
+        assert tokenizer.decode(dataset[i].prompt_ids) == "Q: 1+1? A:<think>"
         assert tokenizer.decode(dataset[i].completion_ids) == f"2{tokenizer.eos_token}"
     assert (dataset.traces[0].problem.index, dataset.traces[0].problem.task) == (7, "sums")
 

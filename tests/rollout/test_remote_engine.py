@@ -383,8 +383,8 @@ def test_a_prefill_cannot_be_sent_as_a_message():
         engine_of("http://127.0.0.1:1/v1", api="chat").generate(prompts, PARAMS)
     with serving() as server:
         (group,) = engine_of(server.url).generate(prompts, PARAMS)
-    assert server.requests[0][3]["prompt"] == "q0 <think>"
-    assert group.rollouts[0].completion.turn.startswith("<think><think>q0 <think>")
+    assert server.requests[0][3]["prompt"] == "q0<think>"
+    assert group.rollouts[0].completion.turn.startswith("<think><think>q0<think>")
 
 
 def test_no_prompts_give_no_groups():
