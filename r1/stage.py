@@ -148,4 +148,5 @@ def hush() -> None:
     for message in (".*have no `val_dataloader`.*", ".*You have overridden `transfer_batch_to_device`.*"):
         warnings.filterwarnings("ignore", message)
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
+    warnings.filterwarnings("ignore", ".*module\\(s\\) in eval mode at the start of training.*")  # the reference
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
