@@ -142,3 +142,15 @@ class BenchTraces:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         pass
+
+
+def take_side(connection: Connection, name: str, settings: DistillSettings, mode: str) -> None:
+    """Be one side of `vs_trl_distill.py`: "ours", or a trainer of TRL's by name."""
+    if name == "ours":
+        from _distill_ours import run
+
+        run(settings, DistillGate(connection))
+    else:
+        from _distill_trl import run
+
+        run(settings, DistillGate(connection), name)

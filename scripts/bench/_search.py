@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 
 from _side import Side, TooSlow
-from _step import SHAPES, BenchSettings
+from _step import SHAPES, BenchSettings, take_side
 
 MODES = ("dynamic", "static", "continuous")
 MICRO_BATCHES = (1, 4, 16, 64, 256)
@@ -90,7 +90,7 @@ def _try(settings: BenchSettings, mode: str, *, seconds: float | None) -> float:
         f"{settings.num_completions} completions of at most {settings.max_tokens} tokens"
     )
     try:
-        side = Side("trl", settings, mode, seconds=seconds)
+        side = Side(take_side, "trl", settings, mode, seconds=seconds)
         cost = side.step()
         side.close()
     except TooSlow:

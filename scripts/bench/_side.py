@@ -1,4 +1,4 @@
-"""One side of `vs_trl.py`: a trainer in a process of its own."""
+"""One side of a comparison: a trainer in a process of its own."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import logging
 import multiprocessing
 import time
 import warnings
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
-
-from _step import BenchSettings, StepCost, StepGate
 
 
 class TooSlow(RuntimeError):
@@ -24,25 +23,29 @@ class Side:
             rate of matrix products).
     """
 
-    def __init__(self, name: str, settings: BenchSettings, mode: str = "", *, seconds: float | None = None) -> None:
+    def __init__(
+        self, take: Callable[..., None], name: str, settings: Any, mode: str = "", *, seconds: float | None = None
+    ) -> None:
         """
         Args:
-            name: "ours" or "trl".
-            settings: of the comparison.
-            mode: of TRL's generation.
+            take: (connection, name, settings, mode) trains, one step each time that it is told to over the connection.
+            name: of the side, such as "ours".
+            settings: of the comparison, with `threads`.
+            mode: of the side's trainer.
             seconds: after which it is given up (`TooSlow`); None waits for ever.
         """
         self.deadline = None if seconds is None else time.monotonic() + seconds
         context = multiprocessing.get_context("spawn")
         self.connection, remote = context.Pipe()
-        self.process = context.Process(target=_serve, args=(remote, name, settings, mode), daemon=True)
+        self.process = context.Process(target=_serve, args=(remote, take, name, settings, mode), daemon=True)
         self.process.start()
         remote.close()
         self.check: Any = None
         while (message := self._receive()) != "ready":
             self.check = message
 
-    def step(self) -> StepCost:
+    def step(self) -> Any:
+        """Have it make a step, and return what that cost."""
         self.connection.send(True)
         return self._receive()
 
@@ -64,21 +67,14 @@ class Side:
         return message
 
 
-def _serve(connection: Connection, name: str, settings: BenchSettings, mode: str) -> None:
+def _serve(connection: Connection, take: Callable[..., None], name: str, settings: Any, mode: str) -> None:
     import torch
 
     torch.set_num_threads(settings.threads)
     warnings.simplefilter("ignore")
     logging.disable(logging.INFO)
     try:
-        if name == "ours":
-            from _ours import run
-
-            run(settings, StepGate(connection))
-        else:
-            from _trl import run
-
-            run(settings, StepGate(connection), mode)
+        take(connection, name, settings, mode)
     except (EOFError, BrokenPipeError):
         return  # the other end gave up, and says why
     except Exception as error:

@@ -269,3 +269,15 @@ def letter_share(completions: list[str], **columns: Any) -> list[float]:
 
 # It cannot hang: ours may run it in process, as TRL does with every reward.
 letter_share.isolated = False
+
+
+def take_side(connection: Connection, name: str, settings: BenchSettings, mode: str) -> None:
+    """Be one side of `vs_trl.py`: "ours", or "trl" with a mode of its generation."""
+    if name == "ours":
+        from _ours import run
+
+        run(settings, StepGate(connection))
+    else:
+        from _trl import run
+
+        run(settings, StepGate(connection), mode)

@@ -24,7 +24,7 @@ from typing import Any
 from _cells import PRESETS, read_cells
 from _search import MODES, fastest_trl, fitting
 from _side import Side
-from _step import BenchSettings, StepCost, add_settings, build_policy, read_settings
+from _step import BenchSettings, StepCost, add_settings, build_policy, read_settings, take_side
 
 PARTS = ("step", "rollout", "logps", "update")
 
@@ -123,7 +123,7 @@ def compare(settings: BenchSettings, *, mode: str, warmup: int, repeats: int, me
     print(f"\n{settings.describe(num_parameters)}\n$ {command(settings, warmup, repeats)}", flush=True)
     settings = fitting(settings, num_parameters, memory)
     trl_settings, mode = fastest_trl(settings, num_parameters, memory) if mode == "auto" else (settings, mode)
-    ours, trl = Side("ours", settings), Side("trl", trl_settings, mode)
+    ours, trl = Side(take_side, "ours", settings), Side(take_side, "trl", trl_settings, mode)
     print(
         f"taken for TRL: {mode} generation, micro-batches of {trl_settings.micro_batch}; "
         f"ours: micro-batches of {settings.micro_batch}"

@@ -19,68 +19,17 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
-import logging
-import multiprocessing
 import os
 import sys
-import warnings
 from dataclasses import asdict
-from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from _distill_step import DistillCost, DistillGate, DistillSettings, build_models
+from _distill_step import DistillCost, DistillSettings, build_models, take_side
+from _side import Side
 
 OPPONENTS = ("gkd", "distillation")
-
-
-class Side:
-    """One trainer in a process of its own, which makes a step when told to."""
-
-    def __init__(self, name: str, settings: DistillSettings) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, remote = context.Pipe()
-        self.process = context.Process(target=_serve, args=(remote, name, settings), daemon=True)
-        self.process.start()
-        remote.close()
-        self._receive()
-
-    def step(self) -> DistillCost:
-        self.connection.send(True)
-        return self._receive()
-
-    def close(self) -> None:
-        self.connection.send(False)
-        self.process.join(timeout=60)
-
-    def _receive(self) -> Any:
-        try:
-            message = self.connection.recv()
-        except EOFError:
-            raise RuntimeError("the process of one side ended before its turn") from None
-        if isinstance(message, Exception):
-            raise message
-        return message
-
-
-def _serve(connection: Connection, name: str, settings: DistillSettings) -> None:
-    import torch
-
-    torch.set_num_threads(settings.threads)
-    warnings.simplefilter("ignore")
-    logging.disable(logging.INFO)
-    try:
-        if name == "ours":
-            from _distill_ours import run
-
-            run(settings, DistillGate(connection))
-        else:
-            from _distill_trl import run
-
-            run(settings, DistillGate(connection), name)
-    except Exception as error:
-        connection.send(RuntimeError(f"{name}: {type(error).__name__}: {error}"))
 
 
 def take_turns(sides: dict[str, Side], *, warmup: int, repeats: int) -> list[dict[str, DistillCost]]:
@@ -143,7 +92,7 @@ def compare(settings: DistillSettings, *, opponents: list[str], warmup: int, rep
         f"{settings.threads} thread{'s' * (settings.threads > 1)}",
         flush=True,
     )
-    sides = {name: Side(name, settings) for name in ("ours", *opponents)}
+    sides = {name: Side(take_side, name, settings) for name in ("ours", *opponents)}
     rounds = take_turns(sides, warmup=warmup, repeats=repeats)
     for side in sides.values():
         side.close()
