@@ -23,6 +23,7 @@ from r1.rewards.structure import (
     same_letters,
     structure,
     values_by_name,
+    without_point,
 )
 from r1.rewards.wording import is_wording, same_wording
 
@@ -38,6 +39,7 @@ _MARKS = re.compile(r"\$|\\[()\[\]]|\\q?quad(?![a-z])|\\text\s*\{([^{}]*)\}|\\[,
 _SUM_OF_LETTERS = re.compile(r"[a-z](?: ?[+-] ?[a-z])+")
 _TWO_NUMBERS = re.compile(r"[0-9] [0-9]")
 _PROSE = re.compile(r"[A-Za-z]{3,}")
+_THOUSAND = re.compile(r"(?<=[0-9]) ?k$")
 
 
 def equivalent(gold: str, answer: str) -> bool | None:
@@ -67,6 +69,8 @@ def equivalent(gold: str, answer: str) -> bool | None:
         is_sum = _SUM_OF_LETTERS.fullmatch(match[1]) is not None and quantity(gold_text) is not None
         if is_sum or is_symbol(match[1]) or is_measure(match[1]):
             answer_text = match[2]
+    if quantity(gold_text) is not None:
+        answer_text = _THOUSAND.sub(" thousand", answer_text)
     return _same(gold_text, answer_text, 0)
 
 
@@ -133,7 +137,7 @@ def _same(gold: str, answer: str, level: int) -> bool | None:
     verdict = _compare_without_algebra(gold, answer)
     if verdict is not None:
         return verdict
-    left, right = structure(gold), structure(answer)
+    left, right = without_point(structure(gold)), without_point(structure(answer))
     if level > _MAX_LEVELS or max(len(left.items), len(right.items)) > _MAX_ITEMS:
         return False
     if left.kind == right.kind == "leaf":

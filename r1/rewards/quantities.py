@@ -68,6 +68,9 @@ _FACTORS = {
     "mL": ("L", Fraction(1, 1000)), "$": ("$", Fraction(1)), "cent": ("$", Fraction(1, 100)),
     "in": ("ft", Fraction(1, 12)), "ft": ("ft", Fraction(1)), "yd": ("ft", Fraction(3)), "mi": ("ft", Fraction(5280)),
 }  # fmt: skip
+_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(?:\\text ?\{ ?([A-Za-z]+)\.? ?,? ?(?:and)? ?\}|([A-Za-z]+))")
+_PARTS = re.compile(rf"{_PART.pattern}(?:,? ?(?:and |\\text ?\{{ ?and ?\}})? ?{_PART.pattern})+")
+_SHARE = re.compile(r"^(\s*(?:\\text ?\{ ?)?)of (?:all the|the|all|an?|his|her|their|its|my|your) ")  # 3/8 of the cake
 _NUMBER_WORDS = {
     word: number
     for number, word in enumerate(
@@ -137,7 +140,7 @@ def quantity(text: str) -> Quantity | None:
     core, unit = split_unit(text)
     value = number(core)
     if value is None:
-        return None
+        return _sum_of_parts(text)
     scale, _, rest = unit.partition(" ")
     if scale in _SCALES:
         return Quantity(value * _SCALES[scale], rest)
@@ -212,6 +215,7 @@ def _unit(text: str) -> str | None:
     """Return a unit in its one spelling, or None where the text is no unit but prose or variables."""
     if re.sub(r"\\text|[{} ]", "", text).lower() in ("%", "percent", "pct", "percentage"):
         return "%"
+    text = _SHARE.sub(r"\1", text)
     loose = re.sub(r"\\text ?\{[^{}]*\}", " ", text)
     words = _UNIT_WORDS.findall(re.sub(r"\\(?:text|circ|mu)", " ", text))
     if len(words) > 6 or any(word.lower() in _NO_UNITS for word in words) or "%" in text:
@@ -231,6 +235,20 @@ def _unit(text: str) -> str | None:
     if spelt[0] == "cubic" and len(spelt) > 1:
         spelt = [*spelt[1:2], "^3", *spelt[2:]]
     return " ".join(spelt).replace(" ^", "^")
+
+
+def _sum_of_parts(text: str) -> Quantity | None:
+    """Return what `2 hours 30 minutes` comes to in the smallest unit it names, money in dollars, or None."""
+    if not _PARTS.fullmatch(text.strip()):
+        return None
+    parts = [(Fraction(amount), (inside or word).lower()) for amount, inside, word in _PART.findall(text)]
+    units = [_SPELT.get(name, name) for _, name in parts]
+    known = [_FACTORS[unit] for unit in units if unit in _FACTORS]
+    factors = [factor for _, factor in known]
+    if len(known) < len(parts) or len({base for base, _ in known}) > 1 or sorted(factors, reverse=True) != factors:
+        return None
+    total = sum(amount * factor for (amount, _), factor in zip(parts, factors, strict=True))
+    return Quantity(total, "$") if known[0][0] == "$" else Quantity(total / factors[-1], units[-1])
 
 
 def _in_base_units(quantity: Quantity) -> tuple[Fraction, str]:

@@ -137,6 +137,20 @@ def _as_both(node: Node) -> tuple[str, str, str, str] | None:
     return (*lower[:2], *upper[2:]) if lower and upper else None
 
 
+def without_point(node: Node) -> Node:
+    r"""Return the union of two intervals that `x < 4, x \ne 2` is, and any other node as it is."""
+    if node.kind != "list" or "\\ne" not in node.text:
+        return node
+    holes = [item for item in node.items if re.search(r"\\ne(?![A-Za-z])", item)]
+    rest = structure(", ".join(item for item in node.items if item not in holes))
+    hole, around = structure(holes[0]), as_interval(rest)
+    if len(holes) > 1 or around is None or hole.marks != ("ne",) or not is_symbol(hole.items[0]):
+        return node
+    opening, low, high, closing = around
+    parts = (f"{opening}{low},{hole.items[1]})", f"({hole.items[1]},{high}{closing}")
+    return Node("union", node.text, parts)
+
+
 def is_chain(pair: Node, relation: Node) -> bool:
     """Whether the one is `(a, b)`, with any brackets, and the other `a < x < b`, which only an interval can mean."""
     if pair.kind != "tuple" or len(pair.items) != 2:
