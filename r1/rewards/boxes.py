@@ -15,13 +15,34 @@ _MAX_BOXES = 16  # different ones; more is no list of answers but a guess at all
 _TOKEN = re.compile(r"\\f?boxed\s*\{|\\.|[{}]", re.DOTALL)
 _OPENS = re.compile(r"\\f?boxed\s*\{")
 _PHRASE = re.compile(
-    r"(?:^|(?<=[\s*(]))(?:the\s+)?(?:(?:correct|final|right)\s+)*(?:answer|option|choice)"
+    r"(?:^|(?<=[\s*(]))(?:the\s+)?"
+    r"(?:(?:(?:correct|final|right|best)\s+)*answer(?:\s+choice)?|(?:(?:correct|final|right|best)\s+)+(?:option|choice)"
+    r"|(?:option|choice)(?=\s+is\b))"
     r"(?:\s+(?:to [^.:=\n]{1,60}|is|would be|equals))?"
     r"(?:\*\*)?\s*(?::|=|\bis\b:?|(?<=is)|(?<=be)|(?<=equals))\s*(?:\*\*)?\s*(?!not\b)",
     re.IGNORECASE,
 )
 _HASHES = re.compile(r"^\s*####\s*(.+?)\s*$", re.MULTILINE)
 _SENTENCE_END = re.compile(r"[.!?](?=\s+[A-Z\\(]|\s*$)|\n|\*\*(?=[\s.]|$)")
+_CORRECTION = re.compile(
+    r"\b(?:wait|actually|correction|corrected|mistake|wrong|hold on|scratch that|sorry|instead|oops)\b", re.IGNORECASE
+)
+_DOUBT = re.compile(
+    r"\W*(?:or|alternatively|maybe|perhaps|possibly|it (?:may|might|could)|(?:may|might|could) also)\b", re.IGNORECASE
+)
+_CONCLUDES = re.compile(
+    r"(?:so|therefore|thus|hence|in total|altogether|in conclusion|finally|overall|consequently)\b", re.IGNORECASE
+)
+_UNSURE = re.compile(
+    r"\b(?:not|never|no|or|if|unless|maybe|perhaps|about|around|approximately|roughly|between|least|most|more|less|fewer|"
+    r"either|neither|except|could|might|may|should|would|plus|minus|times|questions?|asks|where|when|what|which|how)\b"
+    r"|n't|\?",
+    re.IGNORECASE,
+)
+_IN_WORDS = re.compile(r"[\w\s.,'!$\u20ac\u00a3%/*:-]+")  # no formula, no program
+_SENTENCES = re.compile(r"(?<=[.!?])\s+|\n+")
+_BOLD = re.compile(r"\*\*([^*\n]+?)[.:]?\*\*")
+_NUMBER = re.compile(r"[$\u20ac\u00a3]?-?(?:[0-9][0-9,]*)?\.?[0-9]+(?:/[0-9]+)?%?(?![\w/:^])")
 _MAX_TAIL = 2000
 _MAX_PHRASES = 32
 
@@ -68,20 +89,53 @@ def boxed_answer(text: str) -> str | None:
 def stated_answer(text: str) -> str | None:
     """Return what follows the last `####` line or the last "the answer is", up to the end of its sentence, or None.
 
-    None, too, where a text states several different answers.
+    None, too, where a text states several different answers, unless it takes back all but the last, or offers another
+    behind the last.
     """
     hashes = _HASHES.findall(text)
     if hashes:
         return hashes[-1] if len(set(hashes)) == 1 else None
-    found = []
-    for match in itertools.islice(_PHRASE.finditer(text), _MAX_PHRASES + 1):
+    found: dict[str, tuple[int, int, str]] = {}  # by the answer without spaces: first and last place, answer
+    phrases = list(itertools.islice(_PHRASE.finditer(text), _MAX_PHRASES + 1))
+    for match in phrases:
         tail = text[match.end() : match.end() + _MAX_TAIL]
-        end = _SENTENCE_END.search(tail)
-        found.append((tail[: end.start()] if end else tail).strip(" \t:*"))
-    different = {re.sub(r"[\s$*]+", "", answer) for answer in found if answer}
-    if len(found) > _MAX_PHRASES or len(different) != 1:
+        if _PHRASE.match(tail):  # "Final answer: the answer is"
+            continue
+        sentence = _SENTENCE_END.search(tail)
+        stop = sentence.start() if sentence else len(tail)
+        if answer := tail[:stop].strip(" \t:*"):
+            key = re.sub(r"[\s$*]+", "", answer)
+            found[key] = found.pop(key, (match.start(),))[0], match.end() + stop, answer
+    if not found or len(phrases) > _MAX_PHRASES:
         return None
-    return next(answer for answer in found[::-1] if answer)
+    *others, (begin, end, answer) = found.values()
+    if (others and not _CORRECTION.search(text, others[-1][1], begin)) or _DOUBT.match(text, end):
+        return None
+    return answer
+
+
+def concluded_answer(text: str, *, is_answer: bool) -> str | None:
+    """Return what the last sentence of a text comes to, or None.
+
+    That is what stands in bold there; else its only number, if it begins as a conclusion does ("So ...") or is all that
+    was given as the answer. A sentence that asks, denies or is unsure concludes nothing.
+
+    Args:
+        text: outside the thinking.
+        is_answer: it is what an answer block holds.
+    """
+    sentences = [part for part in _SENTENCES.split(text[-_MAX_TAIL:].strip()) if part]
+    if not sentences or _UNSURE.search(sentences[-1]) or not _IN_WORDS.fullmatch(sentences[-1]):
+        return None
+    last = sentences[-1]
+    bold, numbers = _BOLD.findall(last), _NUMBER.findall(last)
+    if len(bold) == 1 and not any(char.isdigit() for char in _BOLD.sub("", last)):
+        return bold[0].strip()
+    if len(numbers) != 1 or any(char.isdigit() for char in _NUMBER.sub("", last)):
+        return None
+    is_prose = len(re.findall(r"[A-Za-z]{2,}", last)) > 2
+    is_all = is_answer and len(sentences) == 1
+    return numbers[0] if is_prose and (is_all or _CONCLUDES.match(last)) else None
 
 
 def extract_answer(turn: str, extraction: Extraction = "auto") -> str | None:
@@ -91,7 +145,8 @@ def extract_answer(turn: str, extraction: Extraction = "auto") -> str | None:
         turn: the assistant's whole turn (`Completion.turn`).
         extraction: "answer_tag": the last `<answer>` block. "boxed": what is boxed (`boxed_answer`). "text":
             everything outside the thinking. "auto": a box in the last answer block, else that block, else what is
-            boxed, else what follows "the answer is", else the text; text with an unfinished answer block or box is no
+            boxed, else what follows "the answer is", else what the last sentence comes to (`concluded_answer`), else
+            the text; text with an unfinished answer block or box is no
             answer, and neither are several different answer blocks.
     """
     outside = after_thinking(turn)
@@ -107,16 +162,16 @@ def extract_answer(turn: str, extraction: Extraction = "auto") -> str | None:
     if extraction == "text":
         return outside.strip() or None
     if block is not None:
-        return _inner(block)
+        return _inner(block, is_answer=True)
     if "<answer>" in outside:
         return None
-    return _inner(outside.strip())
+    return _inner(outside.strip(), is_answer=False)
 
 
-def _inner(text: str) -> str | None:
+def _inner(text: str, *, is_answer: bool) -> str | None:
     if _OPENS.search(text):
         return boxed_answer(text)
-    return stated_answer(text) or text.strip() or None
+    return stated_answer(text) or concluded_answer(text, is_answer=is_answer) or text.strip() or None
 
 
 def _has_other_block(text: str, last: str) -> bool:

@@ -39,6 +39,12 @@ _MARKS = re.compile(r"\$|\\[()\[\]]|\\q?quad(?![a-z])|\\text\s*\{([^{}]*)\}|\\[,
 _SUM_OF_LETTERS = re.compile(r"[a-z](?: ?[+-] ?[a-z])+")
 _TWO_NUMBERS = re.compile(r"[0-9] [0-9]")
 _PROSE = re.compile(r"[A-Za-z]{3,}")
+_PARAMETER = re.compile(  # x = \pi/4 + k\pi, k \in \mathbb{Z}
+    r"(?<=\S),? ?(?:(?:\\text ?\{ ?)?(?:for|where|with)(?: (?:all|any|some))?(?: integers?)? ?\}?)? ?"
+    r"[a-z] ?(?:\\in ?\\mathbb ?\{?[ZN]\}?|(?:\\text ?\{ ?)?(?:is )?(?:an(?:y)? )?integer ?\}?)$"
+)
+_LEAD = re.compile(r"^\\text\s*\{\s*(?:the )?(?:final )?answer(?: is)?:?\s*\}", re.IGNORECASE)
+_OPTION = re.compile(r"^([A-J])\)(?=\s)")  # B) 15, whose bracket opens nowhere
 _THOUSAND = re.compile(r"(?<=[0-9]) ?k$")
 
 
@@ -104,7 +110,7 @@ def _single(text: str) -> str | None:
         if len(found) > 1:
             return _joined(list(found.values()), _MARKS.sub(lambda m: f" {m[1] or ''} ", prose))
         (text,) = found.values()
-    text = strip_delimiters(text)
+    text = _OPTION.sub(r"(\1)", _LEAD.sub("", strip_delimiters(text)))
     if re.fullmatch(r"\$[0-9.,]+", text):
         return text
     segments = {squeeze(found := next(g for g in m.groups() if g)): found for m in _SEGMENT.finditer(text)}
@@ -137,7 +143,7 @@ def _same(gold: str, answer: str, level: int) -> bool | None:
     verdict = _compare_without_algebra(gold, answer)
     if verdict is not None:
         return verdict
-    left, right = without_point(structure(gold)), without_point(structure(answer))
+    left, right = (without_point(structure(_PARAMETER.sub("", text))) for text in (gold, answer))
     if level > _MAX_LEVELS or max(len(left.items), len(right.items)) > _MAX_ITEMS:
         return False
     if left.kind == right.kind == "leaf":

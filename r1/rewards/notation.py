@@ -62,6 +62,8 @@ _ROOT_DIGIT = re.compile(r"\\sqrt\s*([0-9A-Za-z])(?![0-9])")
 _ROOT_DIGITS = re.compile(r"\\sqrt\s*([0-9]+)")
 _POWER = re.compile(r"\^\s*(-?[0-9]{2,}(?![0-9])|-[0-9A-Za-z])")
 _POWER_IN_PARENTHESES = re.compile(r"\^\s*\(([^()]*)\)")
+_INFINITY = re.compile(r"(?:\\text ?\{ ?)?(?:(negative|minus|-)|positive|plus|\+)? ?infinity ?\}?", re.IGNORECASE)
+_ROW_GAP = re.compile(r"\\\\ ?\[ ?[0-9.]+ ?(?:pt|em|ex|mm|cm)\]")
 _PLAIN_WORDS = {
     "infinity": r"\infty ", "infty": r"\infty ", "inf": r"\infty ", "oo": r"\infty ", "pi": r"\pi ",
     "sin": r"\sin ", "cos": r"\cos ", "tan": r"\tan ", "cot": r"\cot ", "sec": r"\sec ", "csc": r"\csc ",
@@ -90,7 +92,7 @@ def clean(text: str) -> str:
     What `\\text{...}` holds is kept as it stands.
     """
     text = _clean_unicode(text)
-    text = _ONE_LETTER.sub(r"\1", _SIZES.sub("", text))
+    text = _ONE_LETTER.sub(r"\1", _SIZES.sub("", _ROW_GAP.sub(r"\\\\", text)))
     text = _COMMAND.sub(lambda m: _renamed(m[1]), text)
     text = text.replace("\\$", "$").replace("\\%", "%").replace("\\(", "").replace("\\)", "").replace("$$", "$")
     text = text.replace("**", "^").replace("<=", r"\le ").replace(">=", r"\ge ").replace("!=", r"\ne ")
@@ -112,6 +114,8 @@ def clean(text: str) -> str:
     text = _UNION.sub(r"\1 \\cup \2", text)
     text = _WITHOUT.sub(r"\1\2,\5) \\cup (\5,\3\4", text)
     text = _NO_SOLUTION.sub(r"\\emptyset", text)
+    if match := _INFINITY.fullmatch(text):
+        text = "-\\infty" if match[1] else "\\infty"
     if match := _LETTER_LIST.fullmatch(text):
         text = match[1]
     if match := _ABSOLUTE.fullmatch(text):

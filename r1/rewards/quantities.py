@@ -221,7 +221,8 @@ def _unit(text: str) -> str | None:
     if len(words) > 6 or any(word.lower() in _NO_UNITS for word in words) or "%" in text:
         return None
     for word in _UNIT_WORDS.findall(re.sub(r"\\(?:circ|mu)", " ", loose)):
-        if len(word) == 1 and (word not in _LETTER_UNITS or not text.startswith(word)):
+        is_first = text.startswith(word) or re.search(rf"/ ?{word}(?![A-Za-z])", text) is not None  # m, and s of m/s
+        if len(word) == 1 and (word not in _LETTER_UNITS or not is_first):
             return None
     body = re.sub(r"\\text ?\{([^{}]*)\}", r" \1 ", text)
     body = re.sub(r"\^ ?\{? ?\\circ ?\}?|\\circ", " degrees ", body)

@@ -25,16 +25,20 @@ _WORD = re.compile(r",? ?\\text ?\{ ?,? ?(?:or|and) ?\}|,? (?:or|and)(?= )")
 _CUP = re.compile(r"\\cup(?![A-Za-z])")
 _RELATION = re.compile(r"\\(?:le|ge|ne|approx|equiv)(?![A-Za-z])|[=<>]")
 _MATRIX = re.compile(
-    r"\\begin ?\{(?P<name>[pbvB]?matrix|array)\}(?:\{[clr|]*\})?(?P<body>.*)\\end ?\{(?P=name)\}", re.DOTALL
+    r"\\begin ?\{(?P<name>[pbvB]?matrix|array|cases)\}(?:\{[clr|]*\})?(?P<body>.*)\\end ?\{(?P=name)\}", re.DOTALL
 )
+_CONDITION = re.compile(r"^\s*(?:\\text ?\{ ?)?(?:if|for|when)(?![A-Za-z]) ?\}?|\\text ?\{ ?(?:if|for|when) ?\}$")
 _MEMBER = re.compile(r"[A-Za-z](?:_\{?\w\}?)? ?\\in (?P<set>.+)", re.DOTALL)
 _PM = re.compile(r"\\(pm|mp)(?![A-Za-z])")
+_UNIT_VECTOR = re.compile(
+    r"([+-]?[^+-]*?) ?(?:\\cdot ?)?\\(?:text|hat|vec|bm) ?\{ ?\\?(?:text ?\{)?([ijk])(?:math)?\}?\}"
+)
 _BUILDER = re.compile(r"[|:]")
 _NAME = r"[A-Za-z](?:_\{?\w+\}?)?"
 _SYMBOL = re.compile(
     rf"\({_NAME}(?:, ?{_NAME})+\)|"
     r"(?:[A-Za-z]|\\(?!text)[A-Za-z]+|\\text ?\{[^{}]*\}|\\angle ?[A-Z]{1,3}|[A-Za-z]{2,}(?: [A-Za-z]+)*)"
-    r"(?:_(?:\w|\{\w+\}))?'?(?: ?\([a-zA-Z, ]{1,9}\))?"
+    r"(?:_(?:\w|\{\w+\}))?'{0,3}(?:\^\{-1\})?(?: ?\([a-zA-Z, ]{1,9}\))?"
 )
 _MEASURED = re.compile(r"\\(?:frac|angle|triangle|overline|text)(?![A-Za-z])|_(?:\w|\{\w+\})|[{}|/: ]")  # |AB|, S_1:S_2
 
@@ -74,6 +78,8 @@ def structure(text: str) -> Node:
     parts = split_top(text, _CUP)
     if len(parts) > 1:
         return Node("union", text, tuple(parts))
+    if (vector := _in_unit_vectors(text)) is not None:
+        return Node("tuple", text, vector, ("(", ")"))
     if match := _MATRIX.fullmatch(text):
         return _matrix(text, match["body"])
     parts = _parts(text)
@@ -200,7 +206,7 @@ def _closes_last(text: str) -> bool:
 
 def _matrix(text: str, body: str) -> Node:
     rows = [row for row in re.split(r"\\\\", body) if row.strip()]
-    cells = [[cell.strip() for cell in row.split("&")] for row in rows]
+    cells = [[_CONDITION.sub("", cell).strip(" ,") for cell in row.split("&")] for row in rows]
     widths = {len(row) for row in cells}
     shape = f"{len(rows)}x{widths.pop()}" if len(widths) == 1 else "ragged"
     return Node("matrix", text, tuple(cell for row in cells for cell in row), (shape,))
@@ -239,6 +245,8 @@ def _bracketed(text: str) -> Node:
         return Node("set", text, _expanded(items))
     if text[:1] in ("(", "[") and text[-1:] in (")", "]") and _closes_last(text):
         parts = split_top(text[1:-1], _COMMA)
+        if len(parts) > 1 and all(parts) and text[0] + text[-1] == "()" and len(_PM.findall(text)) == 1:
+            return Node("list", text, _expanded([text]))
         if len(parts) > 1 and all(parts):
             return _rows(text, parts) or Node("tuple", text, tuple(parts), (text[0], text[-1]))
         if (match := _MATRIX.fullmatch(text[1:-1].strip())) is not None:
@@ -249,6 +257,15 @@ def _bracketed(text: str) -> Node:
         return _scaled(text, text[:start], _matrix(text, match["body"]))
     expanded = _expanded([text])
     return Node("list", text, expanded) if len(expanded) > 1 else Node("leaf", text)
+
+
+def _in_unit_vectors(text: str) -> tuple[str, ...] | None:
+    r"""Return (2, -3) for `2\mathbf{i} - 3\mathbf{j}`, or None; `i` alone may be the imaginary unit."""
+    terms = _UNIT_VECTOR.findall(text)
+    parts = {letter: re.sub(r"^([+-]?) ?$", r"\g<1>1", factor.strip()) for factor, letter in terms}
+    if len(terms) < 2 or len(parts) < len(terms) or _UNIT_VECTOR.sub("", text).strip():
+        return None
+    return tuple(parts.get(letter, "0").removeprefix("+").strip() for letter in ("ijk" if "k" in parts else "ij"))
 
 
 def _expanded(items: list[str]) -> tuple[str, ...]:

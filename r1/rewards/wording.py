@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from r1.rewards.congruence import same_congruence
 from r1.rewards.notation import squeeze
 
 _RATIO = re.compile(r"[1-9][0-9]*(?: ?: ?[1-9][0-9]*)+")  # with a leading zero it is a time of day
@@ -29,6 +30,7 @@ _BASES = {
 _TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
 _WORDS = re.compile(r"[A-Za-z]{4,}(?:[ ,'-]+[A-Za-z]+)*|[A-Za-z]{2,}(?:[ ,'-]+[A-Za-z]+)+|[Yy]es|[Nn]o")
 _CHOICE = re.compile(r"[A-J]")
+_CHOICES = re.compile(r"[A-J]{2,}")
 _CHOSEN = re.compile(
     r"(?:(?:the )?(?:correct )?(?:answer|option|choice)(?: is)?:? ?)?"
     r"\(?([A-Ja-j])\)?(?:[.:)]\s*.*|\s*|\s+(?![A-J]\b|[(*+/^_=-]).*)",
@@ -39,7 +41,7 @@ _CLOCK = re.compile(r"([0-9]{1,2}):([0-5][0-9])(?::([0-5][0-9]))? ?(?:\\text ?\{
 
 def same_wording(gold: str, answer: str) -> bool | None:
     """Whether two such answers are the same; None where the gold answer is none of them."""
-    for compare in (_same_ratio, _same_base, _same_clock, _same_choice, _same_words):
+    for compare in (_same_ratio, _same_base, _same_clock, same_congruence, _same_choices, _same_choice, _same_words):
         verdict = compare(gold, answer)
         if verdict is not None:
             return verdict
@@ -113,6 +115,15 @@ def _same_choice(gold: str, answer: str) -> bool | None:
     return match[1].upper() == letter
 
 
+def _same_choices(gold: str, answer: str) -> bool | None:
+    """Compare `ABD` with `A, B, D`; None unless the answer lists letters, for `AB` may be a product too."""
+    letters = _TEXT.sub(r"\1", gold).strip()
+    listed = re.split(r",? and |, ?|; ?| ", _TEXT.sub(r"\1", answer).strip(" ."))
+    if not _CHOICES.fullmatch(letters) or list(letters) != sorted(set(letters)) or len(listed) < 2:
+        return None
+    return sorted(part.strip("()") for part in listed) == list(letters) or None
+
+
 def _may_be_symbol(gold: str) -> bool:
     """Whether a single capital letter may be a symbol of a formula rather than a choice."""
     return "\\text" not in gold and "(" not in gold
@@ -139,7 +150,8 @@ def _fold(text: str) -> str:
 
 
 def _variants(words: str) -> set[str]:
-    words = re.sub(r"^(?:the|an?|it is) ", "", words)
+    words = re.sub(r"^(?:the|an?|it is) ", "", words).replace("doesn't", "does not")
+    words = "does not exist" if words in ("dne", "d.n.e") else words
     return {words, words.replace("-", " "), words.replace(" ", "")} | (
         {"yes", "true"} if words in ("yes", "true") else {"no", "false"} if words in ("no", "false") else set()
     )

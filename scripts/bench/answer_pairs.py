@@ -1,6 +1,6 @@
-"""How often our verifier and math-verify judge the collected pairs of answers right.
+"""How often our verifier and math-verify judge the collected pairs of answers, and whole completions, right.
 
-python scripts/bench/answer_pairs.py                     # every tests/data/answer_pairs*.tsv
+python scripts/bench/answer_pairs.py                     # every tests/data/answer_pairs*.tsv, and completions.jsonl
 python scripts/bench/answer_pairs.py --errors FILE ...   # chosen files, with every pair that is judged wrong
 """
 
@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import _clone  # noqa: F401
 from _answer_graders import MathVerify, Ours
 
 from r1.rewards import Grader, Outcome
@@ -23,7 +25,7 @@ TIMEOUT = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """A gold answer, an answer, and whether a reader takes the two for the same."""
+    """A gold answer, an answer (or the completion that gives it), and whether a reader takes the two for the same."""
 
     gold: str
     answer: str
@@ -31,7 +33,10 @@ class Pair:
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """Read the columns gold, answer and same (yes or no) of a tab-separated file."""
+    """Read gold, answer and same (yes or no) of a tab-separated file, or gold, completion and right of JSON lines."""
+    if path.suffix == ".jsonl":
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [Pair(gold=row["gold"], answer=row["completion"], same=row["right"]) for row in rows]
     with path.open(encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         return [Pair(gold=row["gold"], answer=row["answer"], same=row["same"] == "yes") for row in rows]
@@ -58,9 +63,12 @@ def main() -> None:
     options = parser.parse_args()
     print("| set, verifier | pairs | right | false accepts | false rejects | gold not understood | failed |")
     print("|---|---|---|---|---|---|---|")
-    graders: dict[str, Callable[..., object]] = {"ours": Ours(), "math-verify": MathVerify()}
-    for path in options.files or sorted(DATA.glob("answer_pairs*.tsv")):
-        pairs = read_pairs(path)
+    for path in options.files or [*sorted(DATA.glob("answer_pairs*.tsv")), DATA / "completions.jsonl"]:
+        pairs, completions = read_pairs(path), path.suffix == ".jsonl"
+        graders: dict[str, Callable[..., object]] = {
+            "ours": Ours(completions=completions),
+            "math-verify": MathVerify(completions=completions),
+        }
         for name, function in graders.items():
             started = time.perf_counter()
             with Grader(num_workers=1, timeout=TIMEOUT) as grader:

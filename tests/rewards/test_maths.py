@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from r1.rewards import Grader, equivalent
+from r1.rewards import Grader, equivalent, extract_answer
 from r1.rewards.maths import warm_up
 
 
@@ -105,7 +105,9 @@ def test_workers_start_without_torch_and_algebra():
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize(("name", "most_rejected"), [("", 0), ("_public", 2), ("_fresh", 0), ("_last", 4)])
+@pytest.mark.parametrize(
+    ("name", "most_rejected"), [("", 0), ("_public", 0), ("_fresh", 0), ("_last", 2), ("_everyday", 1)]
+)
 def test_the_pairs_of_the_collections_are_judged_right(grader, name, most_rejected):
     text = (Path(__file__).parents[1] / "data" / f"answer_pairs{name}.tsv").read_text(encoding="utf-8")
     rows = [line.split("\t") for line in text.splitlines()[1:]]
@@ -114,6 +116,17 @@ def test_the_pairs_of_the_collections_are_judged_right(grader, name, most_reject
     assert [row for row, o in wrong if o.value is not False] == []
     assert len(wrong) <= most_rejected
     assert len(rows) > 100
+
+
+def test_the_completions_of_the_collection_are_judged_right(grader):
+    text = (Path(__file__).parents[1] / "data" / "completions.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()]
+    pairs = [(row["gold"], extract_answer(row["completion"]) or "") for row in rows]
+    outcomes = grader.map(Equivalent(), pairs)
+    wrong = [row for row, outcome in zip(rows, outcomes, strict=True) if outcome.value is not row["right"]]
+    # Two different boxes are no answer here, whatever is said between them, and no verifier of ours knows chemistry.
+    assert [(row["gold"], row["right"]) for row in wrong] == [("-12", True), ("H2O", True)]
+    assert len(rows) == 240
 
 
 def test_the_gold_answers_of_math_500_equal_themselves_written_otherwise_and_not_each_other(grader):
