@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -170,6 +171,25 @@ def explain_overrides(arguments: list[str] | None = None, *, name: str = "train"
         return ""
     others = [key for key in keys if key not in (*known, *GROUPS_WITHOUT_KEY) and "/" not in key]
     return "\n".join(f"{key}: no such key.{near}" for key in others if (near := _nearest(key, known)))
+
+
+def explain_choices(arguments: Iterable[str]) -> str:
+    """Name the choices of config groups that overrides such as `reward=null` set to what is none, or return "".
+
+    Hydra itself would end in a traceback.
+    """
+    folder, lines = resources.files("r1.configs"), []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or not re.fullmatch(r"null|true|false|-?[0-9.]+|\{.*\}|", value, re.IGNORECASE | re.DOTALL):
+            continue
+        if re.fullmatch(r"[a-z_]+(?:/[a-z_]+)*", key) and (folder / key).is_dir():
+            choices = sorted(f.name.removesuffix(".yaml") for f in (folder / key).iterdir() if f.name.endswith(".yaml"))
+            empty = f"; {key}=none is without" if "none" in choices else ""
+            lines.append(
+                f"{key}: found {value or 'nothing'}, expected the name of a config: {', '.join(choices)}{empty}"
+            )
+    return "\n".join(lines)
 
 
 def _nearest(key: str, known: list[str]) -> str:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from transformers.utils import logging as transformers_logging
 
-from r1.config import expand_shorthands, explain_overrides, plain
+from r1.config import expand_shorthands, explain_choices, explain_overrides, plain
 from r1.failure import Reported
 
 
@@ -31,6 +31,9 @@ def run_command_line(application: Callable[[], Any], *, name: str) -> None:
     """Run a Hydra application whose config is `name`, with its shorthands and with hints at misspelled keys."""
     transformers_logging.disable_progress_bar()
     sys.argv[1:] = expand_shorthands(sys.argv[1:], name=name)
+    if mistake := explain_choices(sys.argv[1:]):
+        print(f"\nerror: {mistake}", file=sys.stderr)
+        raise SystemExit(1)
     try:
         application()
     except Reported:

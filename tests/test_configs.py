@@ -6,7 +6,7 @@ import pytest
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from r1.config import compose_config, explain_overrides, instantiate_all, plain
+from r1.config import compose_config, explain_choices, explain_overrides, instantiate_all, plain
 from r1.losses.objective import PolicyObjective
 from r1.modules.distill import DistillModule
 from r1.modules.grpo import GRPOModule
@@ -275,6 +275,32 @@ def test_a_misspelled_override_gets_the_nearest_key(override, hint):
 )
 def test_a_key_that_is_right_or_can_be_added_is_not_called_wrong(overrides):
     assert explain_overrides(overrides) == ""
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("reward=null", "reward: found null, expected the name of a config: all, general, language, r1,"),
+        ("callbacks=", "callbacks: found nothing, expected the name of a config: default, none; callbacks=none is"),
+        ("loss=3", "loss: found 3, expected the name of a config: bnpo, cispo, dapo,"),
+    ],
+)
+def test_a_group_set_to_what_is_no_choice_lists_its_choices(override, message):
+    assert explain_choices(["experiment=demo_grpo", override]).startswith(message)
+
+
+def test_choices_sweeps_and_other_keys_are_left_to_hydra():
+    right = [
+        "loss=dapo",
+        "loss=grpo,dr_grpo",
+        "seed=3",
+        "init_from=null",
+        "rollout.url=null",
+        "+x={a: 1}",
+        "--cfg",
+        "job",
+    ]
+    assert explain_choices(right) == ""
 
 
 @pytest.mark.parametrize("name", ["sft", "distill", "reward_model"])
