@@ -19,11 +19,14 @@ _PHRASE = re.compile(
     r"(?:(?:(?:correct|final|right|best)\s+)*answer(?:\s+choice)?|(?:(?:correct|final|right|best)\s+)+(?:option|choice)"
     r"|(?:option|choice)(?=\s+is\b))"
     r"(?:\s+(?:to [^.:=\n]{1,60}|is|would be|equals))?"
-    r"(?:\*\*)?\s*(?::|=|\bis\b:?|(?<=is)|(?<=be)|(?<=equals))\s*(?:\*\*)?\s*(?!not\b)",
+    r"(?:\*\*)?\s*(?::|=|\bis\b:?|(?<=is)|(?<=be)|(?<=equals))\s*(?:\*\*)?\s*(?!not\b)"
+    r"|\b(?:r\u00e9ponse|respuesta|risposta|resposta)(?: (?:finale?|correct[ea]))? ?(?:est|es|\u00e8|\u00e9|:)\s*"
+    r"|\b(?:die )?antwort(?: ist| lautet|:)\s*|(?:\u6700\u7ec8)?\u7b54\u6848 ?(?:\u662f|\u4e3a|\u70ba)?\s*[:\uff1a]?\s*"
+    r"|\b\u043e\u0442\u0432\u0435\u0442\s*[:\u2014-]\s*",
     re.IGNORECASE,
 )
 _HASHES = re.compile(r"^\s*####\s*(.+?)\s*$", re.MULTILINE)
-_SENTENCE_END = re.compile(r"[.!?](?=\s+[A-Z\\(]|\s*$)|\n|\*\*(?=[\s.]|$)")
+_SENTENCE_END = re.compile(r"\u3002|[.!?](?=\s+[A-Z\\(]|\s*$)|\n|\*\*(?=[\s.]|$)")
 _CORRECTION = re.compile(
     r"\b(?:wait|actually|correction|corrected|mistake|wrong|hold on|scratch that|sorry|instead|oops)\b", re.IGNORECASE
 )
@@ -41,6 +44,7 @@ _UNSURE = re.compile(
 )
 _IN_WORDS = re.compile(r"[\w\s.,'!$\u20ac\u00a3%/*:-]+")  # no formula, no program
 _SENTENCES = re.compile(r"(?<=[.!?])\s+|\n+")
+_CONCLUDED_FORMULA = re.compile(r"[^$]*\b(?:is|are|equals?|be|get|obtain|have|gives)\s*\$([^$]+)\$\s*[.!]?")
 _BOLD = re.compile(r"\*\*([^*\n]+?)[.:]?\*\*")
 _NUMBER = re.compile(r"[$\u20ac\u00a3]?-?(?:[0-9][0-9,]*)?\.?[0-9]+(?:/[0-9]+)?%?(?![\w/:^])")
 _MAX_TAIL = 2000
@@ -117,17 +121,22 @@ def stated_answer(text: str) -> str | None:
 def concluded_answer(text: str, *, is_answer: bool) -> str | None:
     """Return what the last sentence of a text comes to, or None.
 
-    That is what stands in bold there; else its only number, if it begins as a conclusion does ("So ...") or is all that
-    was given as the answer. A sentence that asks, denies or is unsure concludes nothing.
+    That is what stands in bold there; else the formula that it ends with, or its only number, if it begins as a
+    conclusion does ("So ...") or is all that was given as the answer. A sentence that asks, denies or is unsure
+    concludes nothing.
 
     Args:
         text: outside the thinking.
         is_answer: it is what an answer block holds.
     """
     sentences = [part for part in _SENTENCES.split(text[-_MAX_TAIL:].strip()) if part]
-    if not sentences or _UNSURE.search(sentences[-1]) or not _IN_WORDS.fullmatch(sentences[-1]):
+    if not sentences or _UNSURE.search(sentences[-1]):
         return None
     last = sentences[-1]
+    if _CONCLUDES.match(last) and (match := _CONCLUDED_FORMULA.fullmatch(last)):
+        return match[1].strip()
+    if not _IN_WORDS.fullmatch(last):
+        return None
     bold, numbers = _BOLD.findall(last), _NUMBER.findall(last)
     if len(bold) == 1 and not any(char.isdigit() for char in _BOLD.sub("", last)):
         return bold[0].strip()
@@ -178,4 +187,7 @@ def _has_other_block(text: str, last: str) -> bool:
     blocks = {
         re.sub(r"\s+", "", block) for block in re.findall(r"<answer>((?:(?!<answer>).)*?)</answer>", text, re.DOTALL)
     }
-    return len(blocks - {re.sub(r"\s+", "", last)}) > 0
+    if len(blocks - {re.sub(r"\s+", "", last)}) > 0:
+        return True
+    behind = boxes(text.rpartition("</answer>")[2]) or []  # a box behind the block must say the same
+    return any(re.sub(r"\s+", "", box) not in re.sub(r"\s+", "", last) for box in behind)

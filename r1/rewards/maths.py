@@ -14,7 +14,7 @@ from r1.rewards.boxes import split_boxes
 from r1.rewards.comparison import same
 from r1.rewards.notation import BIDI_CONTROLS, clean, is_tame, squeeze, strip_delimiters
 from r1.rewards.quantities import quantity
-from r1.rewards.structure import is_measure, is_symbol, structure
+from r1.rewards.structure import is_applied, is_measure, is_symbol, structure
 from r1.rewards.wording import is_wording
 
 _MAX_CHARACTERS = 1000  # an answer longer than this, and four times its gold answer, is not an answer
@@ -27,6 +27,8 @@ _MARKS = re.compile(r"\$|\\[()\[\]]|\\q?quad(?![a-z])|\\text\s*\{([^{}]*)\}|\\[,
 _SUM_OF_LETTERS = re.compile(r"[a-z](?: ?[+-] ?[a-z])+")
 _LEAD = re.compile(r"^\\text\s*\{\s*(?:the )?(?:final )?answer(?: is)?:?\s*\}", re.IGNORECASE)
 _OPTION = re.compile(r"^([A-J])\)(?=\s)")  # B) 15, whose bracket opens nowhere
+_LETTER = re.compile(r"(?<![A-Za-z\\])[A-J](?![A-Za-z])")  # a choice, or a symbol
+_LABEL = re.compile(r"^(?:\\text ?\{ ?)?\([A-J]\)(?: ?\})? ?(?=[^\s,;])(?!\\text ?\{ ?(?:or|and))")  # (C) 4\pi
 _THOUSAND = re.compile(r"(?<=[0-9]) ?k$")
 
 
@@ -51,11 +53,13 @@ def equivalent(gold: str, answer: str) -> bool | None:
         return True
     if BIDI_CONTROLS.search(answer_text) or not is_tame(answer_text):
         return False if _is_usable(gold_text) else None
+    if not _LETTER.search(gold_text):
+        answer_text = _LABEL.sub("", answer_text)
     if "\\approx" not in gold_text:
         answer_text = _without_rounding(answer_text)
     if "=" not in gold_text and (match := _NAMED.fullmatch(answer_text)):
         is_sum = _SUM_OF_LETTERS.fullmatch(match[1]) is not None and quantity(gold_text) is not None
-        if is_sum or is_symbol(match[1]) or is_measure(match[1]):
+        if is_sum or any(is_name(match[1]) for is_name in (is_symbol, is_measure, is_applied)):
             answer_text = match[2]
     if quantity(gold_text) is not None:
         answer_text = _THOUSAND.sub(" thousand", answer_text)

@@ -38,6 +38,7 @@ _SIZES = re.compile(
 _ONE_LETTER = re.compile(r"\\(?:mathrm|mathit|operatorname) ?\{ ?([ei]) ?\}")  # the constants, set upright
 _TEXT_NUMBER = re.compile(r"\\text ?\{ ?([+-]?[0-9][0-9.,]*) ?\}")
 _LETTER_LIST = re.compile(r"\\text ?\{ ?(\(?[A-Z]\)?(?:(?:, ?and|,| and) ?\(?[A-Z]\)?)+) ?\}")
+_BRACED_COLON = re.compile(r"\s*\{ *: *\}\s*")
 _BRACED_COMMA = re.compile(r"\s*\{ *, *\}\s*")
 _POWER_THEN_NUMBER = re.compile(r"(\^(?:\{[0-9]+\}|[0-9])) (?=[0-9])")
 _ABSOLUTE = re.compile(r"\| ?([a-y]) ?\| ?(<|>|\\le(?![a-z])|\\ge(?![a-z])) ?([^<>=|]+)")
@@ -63,6 +64,7 @@ _ROOT_DIGITS = re.compile(r"\\sqrt\s*([0-9]+)")
 _POWER = re.compile(r"\^\s*(-?[0-9]{2,}(?![0-9])|-[0-9A-Za-z])")
 _POWER_IN_PARENTHESES = re.compile(r"\^\s*\(([^()]*)\)")
 _INFINITY = re.compile(r"(?:\\text ?\{ ?)?(?:(negative|minus|-)|positive|plus|\+)? ?infinity ?\}?", re.IGNORECASE)
+_PHANTOM = re.compile(r"\\[hv]?phantom\s*\{[^{}]*\}")
 _ROW_GAP = re.compile(r"\\\\ ?\[ ?[0-9.]+ ?(?:pt|em|ex|mm|cm)\]")
 _PLAIN_WORDS = {
     "infinity": r"\infty ", "infty": r"\infty ", "inf": r"\infty ", "oo": r"\infty ", "pi": r"\pi ",
@@ -92,12 +94,13 @@ def clean(text: str) -> str:
     What `\\text{...}` holds is kept as it stands.
     """
     text = _clean_unicode(text)
-    text = _ONE_LETTER.sub(r"\1", _SIZES.sub("", _ROW_GAP.sub(r"\\\\", text)))
+    text = _PHANTOM.sub(" ", _ROW_GAP.sub(r"\\\\", text))
+    text = _ONE_LETTER.sub(r"\1", _SIZES.sub("", text))
     text = _COMMAND.sub(lambda m: _renamed(m[1]), text)
     text = text.replace("\\$", "$").replace("\\%", "%").replace("\\(", "").replace("\\)", "").replace("$$", "$")
     text = text.replace("**", "^").replace("<=", r"\le ").replace(">=", r"\ge ").replace("!=", r"\ne ")
     text = text.replace("+/-", r"\pm ").replace("+-", r"\pm ").replace("...", r"\ldots ")
-    text = _BRACED_COMMA.sub(",", text)
+    text = _BRACED_COLON.sub(":", _BRACED_COMMA.sub(",", text))
     text = re.sub(r"^\s*\\approx(?![A-Za-z])", "", text)
     text = re.sub(r",\s?\\!\s?", ",", text)
     text = re.sub(r"\\\{\s*\\\}", r"\\emptyset", text)

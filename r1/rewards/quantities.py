@@ -35,7 +35,7 @@ _SCIENTIFIC = re.compile(
 _CURRENCY = re.compile(r"([+-]?) ?(?:\$|\u20ac|\u00a3|EUR |GBP |USD |US\$) ?")
 _UNIT = re.compile(
     r"^(?P<value>.*?(?:[0-9)}\]!]|\\pi(?![a-z])|[A-Za-z](?= ?\\text)))\s*"
-    r"(?P<unit>(?:\\text ?\{[^{}]*\}|\\circ|\^ ?\{? ?\\circ ?\}?|%|\u20ac|\u00a3|\\mu|[A-Za-z. /'\"$]|"
+    r"(?P<unit>(?:\\text ?\{[^{}]*\}|\\circ|\^ ?\{? ?\\circ ?\}?|%|\u20ac|\u00a3|\\mu|[A-Za-z. /'\"$\u4e00-\u9fff]|"
     r"\^ ?\{?-?[0-9]\}?|-(?=[a-z]))+)$"
 )
 _UNIT_WORDS = re.compile(r"[A-Za-z]+")
@@ -70,6 +70,7 @@ _FACTORS = {
 }  # fmt: skip
 _PART = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(?:\\text ?\{ ?([A-Za-z]+)\.? ?,? ?(?:and)? ?\}|([A-Za-z]+))")
 _PARTS = re.compile(rf"{_PART.pattern}(?:,? ?(?:and |\\text ?\{{ ?and ?\}})? ?{_PART.pattern})+")
+_CHINESE = re.compile(r"\s*[\u4e00-\u9fff]{1,6}\s*")
 _SHARE = re.compile(r"^(\s*(?:\\text ?\{ ?)?)of (?:all the|the|all|an?|his|her|their|its|my|your) ")  # 3/8 of the cake
 _NUMBER_WORDS = {
     word: number
@@ -215,6 +216,8 @@ def _unit(text: str) -> str | None:
     """Return a unit in its one spelling, or None where the text is no unit but prose or variables."""
     if re.sub(r"\\text|[{} ]", "", text).lower() in ("%", "percent", "pct", "percentage"):
         return "%"
+    if _CHINESE.fullmatch(text):
+        return text.strip()
     text = _SHARE.sub(r"\1", text)
     loose = re.sub(r"\\text ?\{[^{}]*\}", " ", text)
     words = _UNIT_WORDS.findall(re.sub(r"\\(?:text|circ|mu)", " ", text))

@@ -40,6 +40,12 @@ _SYMBOL = re.compile(
     r"(?:[A-Za-z]|\\(?!text)[A-Za-z]+|\\text ?\{[^{}]*\}|\\angle ?[A-Z]{1,3}|[A-Za-z]{2,}(?: [A-Za-z]+)*)"
     r"(?:_(?:\w|\{\w+\}))?'{0,3}(?:\^\{-1\})?(?: ?\([a-zA-Z, ]{1,9}\))?"
 )
+_APPLIED = re.compile(  # f^{-1}(1/5), P(5), A^{100}, \sin^2 \theta
+    r"(?:[A-Za-z]|\\text ?\{ ?[A-Za-z]\w* ?\})(?:_\{?\w+\}?)?'{0,3}(?:\^(?:\w|\{-?\w+\}))? ?"
+    r"(?:\((?:[^()=<>]|\([^()]*\)){1,40}\))?"
+    r"|\\(?:sin|cos|tan|cot|sec|csc|log|ln|arcsin|arccos|arctan)(?:\^(?:\w|\{-?\w+\}))? ?"
+    r"(?:[A-Za-z]|\\[a-z]+|\\angle ?[A-Z]{1,3}|\([^()=<>]{1,40}\))"
+)
 _MEASURED = re.compile(r"\\(?:frac|angle|triangle|overline|text)(?![A-Za-z])|_(?:\w|\{\w+\})|[{}|/: ]")  # |AB|, S_1:S_2
 
 
@@ -100,6 +106,11 @@ def is_measure(text: str) -> bool:
     """Whether it names what is measured by capitals alone: `|AB|`, `S_1:S_2`, `\\frac{NO}{BO}`."""
     letters = _MEASURED.sub("", text)
     return letters.isalpha() and letters.isupper()
+
+
+def is_applied(text: str) -> bool:
+    r"""Whether it names a value: of a function, as `P(5)` or `\sin \theta`, or of a power, as `A^{100}`."""
+    return _APPLIED.fullmatch(text.strip()) is not None
 
 
 def as_interval(node: Node) -> tuple[str, str, str, str] | None:

@@ -65,7 +65,10 @@ def _same_ratio(gold: str, answer: str) -> bool | None:
 
 
 def _same_base(gold: str, answer: str) -> bool | None:
-    base_gold, base_answer = _BASE.fullmatch(squeeze(gold)), _BASE.fullmatch(squeeze(answer))
+    sides = [_BASE.fullmatch(squeeze(side)) for side in answer.split("=")]
+    base_gold, base_answer = _BASE.fullmatch(squeeze(gold)), sides[-1] if len(sides) == 1 else None
+    if base_gold and len(sides) == 2 and all(sides):  # 84_{10} = 1010100_2
+        base_answer = sides[1] if _value_in_base(sides[0]) == _value_in_base(sides[1]) is not None else None
     if base_gold:
         if base_answer:
             return _digits_and_base(base_gold) == _digits_and_base(base_answer)
@@ -79,6 +82,14 @@ def _same_base(gold: str, answer: str) -> bool | None:
 def _digits_and_base(match: re.Match[str]) -> tuple[str, str]:
     base = match[2] or match[3]
     return match[1].lower(), _BASES.get(base, base)
+
+
+def _value_in_base(match: re.Match[str]) -> int | None:
+    digits, base = _digits_and_base(match)
+    try:
+        return int(digits, int(base))
+    except ValueError:  # no such base, or a digit that it does not have
+        return None
 
 
 def _same_clock(gold: str, answer: str) -> bool | None:

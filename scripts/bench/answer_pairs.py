@@ -1,6 +1,6 @@
 """How often our verifier and math-verify judge the collected pairs of answers, and whole completions, right.
 
-python scripts/bench/answer_pairs.py                     # every tests/data/answer_pairs*.tsv, and completions.jsonl
+python scripts/bench/answer_pairs.py                     # every tests/data/answer_pairs*.tsv, and completions*.jsonl
 python scripts/bench/answer_pairs.py --errors FILE ...   # chosen files, with every pair that is judged wrong
 """
 
@@ -63,7 +63,7 @@ def main() -> None:
     options = parser.parse_args()
     print("| set, verifier | pairs | right | false accepts | false rejects | gold not understood | failed |")
     print("|---|---|---|---|---|---|---|")
-    for path in options.files or [*sorted(DATA.glob("answer_pairs*.tsv")), DATA / "completions.jsonl"]:
+    for path in options.files or [*sorted(DATA.glob("answer_pairs*.tsv")), *sorted(DATA.glob("completions*.jsonl"))]:
         pairs, completions = read_pairs(path), path.suffix == ".jsonl"
         graders: dict[str, Callable[..., object]] = {
             "ours": Ours(completions=completions),

@@ -167,4 +167,22 @@ SIZES = [
     ("x^2", T + "\\boxed{x^2}" * 400 + "\\boxed{x}"),
     ("x", T + "The answer is " + "not " * 5000 + "y."),
 ]
-WRONG = PLACES + LISTS + UNITS + LETTERS + CODES + UNICODE + SIZES
+PROSE = [
+    ("42", T + "<answer>42</answer> The final answer is \\boxed{17}."),
+    ("42", box("\\phantom{42}")),
+    ("42", box("4\\phantom{0}2")),
+    ("42", box("x - 3 = 42")),
+    ("42", T + "So there are 42 or 43 of them."),
+    ("42", T + "So there may be 42 of them."),
+    ("42", T + "So there are 42 of them. Or maybe 41."),
+    ("42", T + "The answer is 42. Or maybe 41."),
+    ("42", T + "The answer is 42. The answer is 41."),
+    ("42", T + "The answer is 42. Wait, that is wrong. The answer is 41."),
+    ("42", T + "So is 42 the number that is asked for?"),
+    ("42", T + "It cannot be **42**."),
+    ("42", T + "So it is **41** or **42**."),
+    ("42", T + "42 was the first guess. So there are 41 of them."),
+    ("2.5 \\text{ hours}", box("2 hours 50 minutes")),
+    ("3", box("x \\equiv 3 \\pmod{2}")),
+]
+WRONG = PROSE + PLACES + LISTS + UNITS + LETTERS + CODES + UNICODE + SIZES
