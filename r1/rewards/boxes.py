@@ -37,7 +37,7 @@ _CONCLUDES = re.compile(
     r"(?:so|therefore|thus|hence|in total|altogether|in conclusion|finally|overall|consequently)\b", re.IGNORECASE
 )
 _UNSURE = re.compile(
-    r"\b(?:not|never|no|or|if|unless|maybe|perhaps|about|around|approximately|roughly|between|least|most|more|less|fewer|"
+    r"\b(?:not|cannot|never|no|or|if|unless|maybe|perhaps|about|around|approximately|roughly|between|least|most|more|less|fewer|"
     r"either|neither|except|could|might|may|should|would|plus|minus|times|questions?|asks|where|when|what|which|how)\b"
     r"|n't|\?",
     re.IGNORECASE,
