@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from r1.rewards import REWARDS, Code, Grader, RewardError, extract_answer, extract_program, run_tests
+from r1.rewards import Code, Grader, RewardError, build_rewards, extract_answer, extract_program, run_tests
 from r1.rewards import maths as maths_reward
 from r1.rewards.code import code_tests_of
 from r1.rewards.maths import equivalent
@@ -30,12 +30,8 @@ class Scorer:
     """
 
     def __init__(self, *, task: Any, reward: Mapping[str, Any]) -> None:
-        arguments = dict(reward)
-        self.name = str(arguments.pop("name", "accuracy"))
-        self.extraction = arguments.get("extraction", "auto")
-        if self.name != "code" and "task" not in arguments and REWARDS.accepts(self.name, "task"):
-            arguments["task"] = task
-        self.reward = REWARDS.build(self.name, **arguments)
+        self.extraction = reward.get("extraction", "auto")
+        self.reward = build_rewards({"accuracy": reward}, task=task).rewards["accuracy"]
         self.is_code = isinstance(self.reward, Code)
         self.has_text_answers = not self.is_code and isinstance(task, BenchmarkTask | TextTask)
 

@@ -297,4 +297,4 @@ class VLLMEngine:
 
 def first_seed(prompt: Prompt, params: SamplingParams) -> int:
     """Return the seed from which vLLM counts those of a prompt's completions."""
-    return mix_seed(params.seed, prompt.problem.index) >> 1  # room for + g below 2^63
+    return (mix_seed(params.seed, prompt.problem.index) >> 1) + prompt.first_sample  # room for + g below 2^63
