@@ -13,7 +13,7 @@ from r1.rollout.base import RolloutEngine, mix_seed
 from r1.types import Completion, Problem, Prompt, SamplingParams
 
 _SAMPLES = 1 << 20  # more than anyone draws of a problem: (index, sample) becomes one number
-_AT_ONCE = 64  # prompts given at a time to an engine that tells nothing before all of them are done
+_AT_ONCE = 256  # prompts given at a time to an engine that tells nothing before all of them are done
 
 
 def draw_samples(
