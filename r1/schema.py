@@ -26,6 +26,7 @@ class TrainConfig:
             that makes it, like init_from.
         save_model: write the final policy as a transformers directory `model/`.
         data_path: a data file, for experiments that read one.
+        decontaminate: benchmark files with which no training problem of a task from a file or the hub may overlap.
         compare: what the closing table compares, or null.
     """
 
@@ -38,6 +39,7 @@ class TrainConfig:
     init_from: Any = None
     save_model: bool = True
     data_path: str | None = None
+    decontaminate: list[str] = field(default_factory=list)
     algorithm: Any = field(default_factory=dict)
     loss: Any = field(default_factory=dict)
     model: Any = field(default_factory=dict)

@@ -99,7 +99,7 @@ def _stand_in(config: Config, traces: str) -> dict[str, Any]:
     if model["name"].startswith("tiny_"):
         with torch.device("meta"):
             build(MODELS, model)
-    changes: dict[str, Any] = {"task": _stand_in_task(config["task"]), "model": STAND_IN_MODEL}
+    changes: dict[str, Any] = {"task": _stand_in_task(config["task"]), "model": STAND_IN_MODEL, "decontaminate": []}
     changes["reward"] = _stand_in_rewards(config["reward"])
     # A teacher that is a stage of its own has no name until it is made.
     teacher = {k: v for k, v in (config.get("teacher") or {}).items() if k not in ("experiment", "overrides")}
