@@ -142,7 +142,7 @@ class EvaluateConfig(ModelRunConfig):
         few_shot: path (a trace file, or null), k, question, answer, prefill: examples in the prompt.
         benchmark: name -> `r1.evaluation.benchmarks.BenchmarkSettings`; empty evaluates `task`.
         data_dir: folder with the files of benchmarks, at any depth; null takes them from the hub.
-        baseline: folder of another evaluation on benchmarks, for the paired difference.
+        baseline: folder of another evaluation on the same benchmarks or task, for the paired difference.
         rescore: folder of an evaluation whose samples are judged again; nothing is sampled.
         contamination: JSONL file that is searched for the benchmarks' texts; nothing is sampled.
         ngram_size: words in a row that count as contamination.

@@ -85,7 +85,7 @@ def test_an_interrupted_evaluation_goes_on_and_ends_like_an_unbroken_one(tmp_pat
     again = run(tmp_path / "broken", *overrides)
     assert failing.num_drawn - before == 15 - 7
     assert rows_of(tmp_path / "broken") == rows_of(tmp_path / "whole") and again == whole
-    # With more samples the first ones stay.
+    # With more samples the first ones stay, wherever the folder lies.
     more = run(tmp_path / "broken", *overrides, "num_samples=4")
     assert more["num_samples"] == 4 and [r for r in rows_of(tmp_path / "broken") if r["sample"] < 3] == rows_of(
         tmp_path / "whole"

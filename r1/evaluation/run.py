@@ -122,6 +122,8 @@ def _identity(benchmark: Benchmark, drawn_with: Mapping[str, Any], params: Sampl
     # The batch decides nothing about a sample: after running out of memory one goes on with a smaller one.
     rollout = {k: v for k, v in drawn_with["rollout"].items() if k not in ("sampling", "max_batch_size")}
     sampling = {key: value for key, value in asdict(params).items() if key not in ("num_generations", "seed")}
+    if benchmark.is_task and other["few_shot"]:  # a pipeline's folder may move; the file's hash stands beside its path
+        other["few_shot"] = {key: value for key, value in other["few_shot"].items() if key != "path"}
     return {
         **other,
         "rollout": rollout,
