@@ -19,6 +19,7 @@ from r1.prompts import TEMPLATES
 from r1.recipe.parts import build_engine, build_evaluator, build_task
 from r1.recipe.source import load_source
 from r1.rollout.local import LocalEngine
+from r1.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["device=cpu", "num_problems=5", "num_samples=3", "max_tokens=6"]
@@ -85,11 +86,27 @@ def test_an_interrupted_evaluation_goes_on_and_ends_like_an_unbroken_one(tmp_pat
     again = run(tmp_path / "broken", *overrides)
     assert failing.num_drawn - before == 15 - 7
     assert rows_of(tmp_path / "broken") == rows_of(tmp_path / "whole") and again == whole
-    # With more samples the first ones stay, wherever the folder lies.
+    # With more samples the first ones stay.
     more = run(tmp_path / "broken", *overrides, "num_samples=4")
     assert more["num_samples"] == 4 and [r for r in rows_of(tmp_path / "broken") if r["sample"] < 3] == rows_of(
         tmp_path / "whole"
     )
+
+
+def test_an_interrupted_evaluation_goes_on_where_its_examples_have_moved(tmp_path, model, failing):
+    demonstrations = [TASKS.build("chain").demonstrate("pretrain", i, style="clean") for i in range(6)]
+    rows = [json.dumps({"prompt": problem.prompt, "completion": turn}) + "\n" for problem, turn in demonstrations]
+    (tmp_path / "a.jsonl").write_text("".join(rows))
+    overrides = [*SMALL, f"model={model}", "task=chain", "few_shot.k=2"]
+    failing.after = 7
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "out", *overrides, f"few_shot={tmp_path}/a.jsonl")
+    (tmp_path / "a.jsonl").rename(tmp_path / "b.jsonl")
+    failing.after = 15
+    assert run(tmp_path / "out", *overrides, f"few_shot={tmp_path}/b.jsonl")["num_samples"] == 3
+    (tmp_path / "b.jsonl").write_text("".join(rows[::-1]))
+    with pytest.raises(ValueError, match=r"another evaluation: few_shot\.sha256 was"):
+        run(tmp_path / "out", *overrides, f"few_shot={tmp_path}/b.jsonl")
 
 
 def test_an_interrupted_stage_of_a_pipeline_goes_on_with_its_samples(tmp_path, model, failing, capsys):
@@ -134,6 +151,7 @@ def test_the_kept_samples_of_a_task_are_judged_again_without_drawing_any(tmp_pat
     assert json.loads((tmp_path / "summary.json").read_text())["metrics"]["eval/pass@1"] == 0.0
 
 
+@pytest.mark.slow
 def test_a_mixture_is_judged_by_its_tasks_and_again_without_their_files(tmp_path, model):
     data = tmp_path / "mine.jsonl"
     data.write_text("".join(f'{{"question": "{i} + 1?", "answer": "{i + 1}"}}\n' for i in range(40)))
@@ -149,6 +167,21 @@ def test_a_mixture_is_judged_by_its_tasks_and_again_without_their_files(tmp_path
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     data.unlink()
     assert run(tmp_path / "out", f"rescore={tmp_path / 'out'}")["metrics"]["pass@1"]["mean"] == 1.0
+
+
+@pytest.mark.slow
+def test_a_verifier_that_needs_more_than_json_holds_gets_it_again(tmp_path, model):
+    pytest.importorskip("reasoning_gym")
+    # The scorer of rearc compares tuples with the answer's; lists, as JSON has them, would be another board.
+    task = ["task=gym", "task.dataset=rearc", "+task.size=50"]
+    run(tmp_path, *SMALL, f"model={model}", *task, "num_problems=1")
+    kept = SampleFolder(tmp_path / "samples" / "rearc").problems()
+    rows = [
+        r | {"completion": f"<answer>{kept[0].answer}</answer>", "verdict": "wrong"} for r in rows_of(tmp_path, "rearc")
+    ]
+    path = tmp_path / "samples" / "rearc" / "samples.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run(tmp_path, f"rescore={tmp_path}")["metrics"]["pass@1"]["mean"] == 1.0
 
 
 def test_the_evaluation_of_an_earlier_version_has_nothing_to_judge_and_is_a_baseline(tmp_path, model):
