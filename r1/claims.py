@@ -44,12 +44,18 @@ def claims(cfg: DictConfig) -> list[dict[str, Any]]:
 
 
 def read_evaluations(paths: Mapping[str, str]) -> dict[str, Any]:
-    """Return label -> contents of its evaluation.
+    """Return label -> contents of its evaluation; one on benchmarks is <label>.<benchmark> for each of them.
 
     Raises:
         ValueError: a file is not there, or holds something else.
     """
-    return {label: read_evaluation(path, key=f"evaluations.{label}") for label, path in paths.items()}
+    found = {}
+    for label, path in paths.items():
+        content = read_evaluation(path, key=f"evaluations.{label}")
+        found |= {f"{label}.{name}": numbers for name, numbers in content.get("benchmarks", {}).items()} or {
+            label: content
+        }
+    return found
 
 
 def read_run(folder: str) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from r1.entry import open_run, run_command_line
 from r1.evaluation.contamination import check_contamination
 from r1.evaluation.rescore import rescore
 from r1.evaluation.run import evaluate_benchmarks
-from r1.evaluation.task import evaluate_task
 from r1.failure import guarded
 
 COMMAND = "python -m r1.evaluate"
@@ -41,13 +40,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     if cfg.contamination:
         keys = ("contamination", "benchmark", "data_dir", "ngram_size", "output_dir")
         return check_contamination(OmegaConf.to_container(OmegaConf.masked_copy(cfg, keys), resolve=True))
-    if cfg.benchmark:
-        return evaluate_benchmarks(plain(cfg), Path(cfg.output_dir), begin=lambda: open_run(cfg))
-    if cfg.baseline:
-        raise ValueError(
-            f"baseline={cfg.baseline}: expected benchmark=[...] beside it; r1.claims compares evaluations of a task"
-        )
-    return evaluate_task(*open_run(cfg))
+    return evaluate_benchmarks(plain(cfg), Path(cfg.output_dir), begin=lambda: open_run(cfg))
 
 
 @hydra.main(version_base="1.3", config_path="pkg://r1.configs", config_name="evaluate")

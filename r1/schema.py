@@ -26,6 +26,7 @@ class TrainConfig:
             that makes it, like init_from.
         save_model: write the final policy as a transformers directory `model/`.
         data_path: a data file, for experiments that read one.
+        decontaminate: benchmark files with which no training problem of a task from a file or the hub may overlap.
         compare: what the closing table compares, or null.
     """
 
@@ -38,6 +39,7 @@ class TrainConfig:
     init_from: Any = None
     save_model: bool = True
     data_path: str | None = None
+    decontaminate: list[str] = field(default_factory=list)
     algorithm: Any = field(default_factory=dict)
     loss: Any = field(default_factory=dict)
     model: Any = field(default_factory=dict)
@@ -140,7 +142,7 @@ class EvaluateConfig(ModelRunConfig):
         few_shot: path (a trace file, or null), k, question, answer, prefill: examples in the prompt.
         benchmark: name -> `r1.evaluation.benchmarks.BenchmarkSettings`; empty evaluates `task`.
         data_dir: folder with the files of benchmarks, at any depth; null takes them from the hub.
-        baseline: folder of another evaluation on benchmarks, for the paired difference.
+        baseline: folder of another evaluation on the same benchmarks or task, for the paired difference.
         rescore: folder of an evaluation whose samples are judged again; nothing is sampled.
         contamination: JSONL file that is searched for the benchmarks' texts; nothing is sampled.
         ngram_size: words in a row that count as contamination.

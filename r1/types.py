@@ -53,12 +53,14 @@ class Prompt:
         text: the whole prompt as text.
         token_ids: the prompt as the policy sees it. Completions are appended to these ids, never to the text.
         prefill: the end of `text` that already belongs to the assistant's turn (for example `<think>`), or "".
+        first_sample: number of its first completion, above 0 where those before it are drawn elsewhere.
     """
 
     problem: Problem
     text: str
     token_ids: tuple[int, ...]
     prefill: str = ""
+    first_sample: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

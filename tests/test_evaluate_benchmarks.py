@@ -386,7 +386,7 @@ def test_code_is_not_run_where_no_sandbox_can_be_set_up(tmp_path, model):
     [
         ("{", "evaluation.json cannot be read: Expecting property name"),
         ("[]", "evaluation.json: expected a JSON object, found a list"),
-        ("{}", "evaluation.json is no evaluation on benchmarks"),
+        ("{}", "evaluation.json is no evaluation"),
     ],
 )
 def test_a_damaged_evaluation_is_named(tmp_path, text, message):

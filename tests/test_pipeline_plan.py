@@ -101,6 +101,8 @@ def test_details_that_the_table_does_not_show_are_the_paper_s_too():
     files = "pipeline.files.benchmarks='[math500.jsonl,aime2024.jsonl]'"
     for stage in ("cold_data", "rejection", "general"):
         assert config_of("r1_qwen", stage, files)["decontaminate"] == ["math500.jsonl", "aime2024.jsonl"]
+    for stage in ("zero", "zero_long", "rl_reasoning", "rl_all", "r1", "qwen_rl", "qwen_sft_rl", "qwen_rl_short"):
+        assert config_of("r1_qwen", stage, files)["decontaminate"] == ["math500.jsonl", "aime2024.jsonl"]
     assert config_of("r1_qwen", "qwen_sft")["model"]["path"] == "Qwen/Qwen2.5-1.5B"
 
 

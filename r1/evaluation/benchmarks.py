@@ -56,6 +56,7 @@ class Benchmark:
         scorer: judges a sample.
         num_samples: k.
         origin: where the problems come from.
+        is_task: named by `task` instead of `benchmark`: its samples draw from the streams of training's evaluation.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Benchmark:
     scorer: Scorer
     num_samples: int
     origin: str
+    is_task: bool = False
 
     @property
     def timeout(self) -> float:
@@ -82,17 +84,25 @@ class Benchmark:
 
 
 def build_benchmarks(config: Mapping[str, Any]) -> list[Benchmark]:
-    """Build the benchmarks of a config.
+    """Build the benchmarks of a config, or, where it names none, the one that its `task` is.
 
     Raises:
         ValueError: an unknown key, no such file, or a file with other columns; the message names the benchmark.
         SandboxError: a benchmark of programs where no sandbox can be set up.
     """
-    return [_build_one(config, name, node) for name, node in config["benchmark"].items()]
+    if not config["benchmark"]:
+        return [_build_one(config, "", BenchmarkSettings(task=config["task"], reward=_accuracy(config)))]
+    nodes = {n: settings(BenchmarkSettings, node, f"benchmark.{n}") for n, node in config["benchmark"].items()}
+    return [_build_one(config, name, given) for name, given in nodes.items()]
 
 
-def _build_one(config: Mapping[str, Any], name: str, node: Mapping[str, Any]) -> Benchmark:
-    given = settings(BenchmarkSettings, node, f"benchmark.{name}")
+def _accuracy(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the reward that judges, with what the config says of it: samples are judged as training would."""
+    node = {"name": "accuracy", **((config["reward"] or {}).get("accuracy") or {})}
+    return {key: value for key, value in node.items() if key != "weight"}
+
+
+def _build_one(config: Mapping[str, Any], name: str, given: BenchmarkSettings) -> Benchmark:
     limit = config["num_problems"]
     num_samples = given.num_samples if config["num_samples"] is None else config["num_samples"]
     for key, value in (("num_problems", limit), ("num_samples", num_samples)):
@@ -109,12 +119,13 @@ def _build_one(config: Mapping[str, Any], name: str, node: Mapping[str, Any]) ->
         wanted = size if limit is None else limit if size is None else min(limit, size)
         stream = task.problems(config["split"], seed=config["seed"])
         problems, origin = stream.take_unique(wanted or _GENERATED), f"task {task.name}"
-    reward = dict(given.reward)
-    if reward.get("name", "accuracy") == "accuracy":  # as the reward judges, where the config says how
-        reward = {**((config["reward"] or {}).get("accuracy") or {}), **reward}
-    reward.pop("weight", None)
+    reward = {key: value for key, value in given.reward.items() if key != "weight"}
+    if name and reward.get("name", "accuracy") == "accuracy":
+        reward = {**_accuracy(config), **reward}
+    is_task, name = not name, name or task.name.replace("/", "_") or "task"
     return Benchmark(
         name=name,
+        is_task=is_task,
         settings=replace(given, reward=reward),
         task=task,
         problems=problems,

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from r1.chains import has_reflection
 from r1.evaluation.scoring import VERDICTS, Voter
 from r1.intervals import Interval, clustered_interval, paired_bootstrap_interval
 from r1.metrics import pass_at_k
 from r1.rewards import Grader
-from r1.types import Problem
+from r1.rollout.statistics import rollout_metrics
+from r1.types import Completion, Problem, Prompt, Rollout, RolloutGroup
 
 Row = Mapping[str, Any]
 
@@ -113,10 +115,12 @@ def verdict_counts(rows: Sequence[Row]) -> dict[str, int]:
 
 
 def problem_scores(rows: Sequence[Row]) -> dict[str, dict[str, list[Any]]]:
-    """Return accuracy and length (tokens) of each scored sample, by problem id, for paired comparisons.
+    """Return accuracy, length (tokens) and reflection (0 or 1) of each scored sample, by problem id.
 
-    Where a benchmark asks a question again, its index stands behind the id.
+    For paired comparisons. Where a benchmark asks a question again, its index stands behind the id. Without lengths
+    where the engine does not tell them.
     """
+    has_lengths = all(row["num_tokens"] is not None for row in rows)
     found: dict[str, dict[str, list[Any]]] = {}
     asked: set[str] = set()
     for index, some in by_problem(rows).items():
@@ -125,11 +129,33 @@ def problem_scores(rows: Sequence[Row]) -> dict[str, dict[str, list[Any]]]:
         asked.add(name)
         scored = [row for row in some if row["reward"] is not None]
         if scored:
-            found[name] = {
-                "accuracy": [row["reward"] for row in scored],
-                "length": [row["num_tokens"] for row in scored],
-            }
+            found[name] = {"accuracy": [row["reward"] for row in scored]}
+            if has_lengths:
+                found[name]["length"] = [float(row["num_tokens"]) for row in scored]
+            found[name]["reflection"] = [float(has_reflection(row["completion"])) for row in scored]
     return found
+
+
+def sample_statistics(rows: Sequence[Row]) -> dict[str, float]:
+    """Return what `rollout_metrics` says of judged samples: rewards, lengths, format and reflection."""
+    groups = []
+    for some in by_problem(rows).values():
+        # Of the tokens their number is kept, which is all that counts here.
+        rollouts = [
+            Rollout(
+                completion=Completion(
+                    text=row["completion"],
+                    token_ids=(0,) * (row["num_tokens"] or 0),
+                    finish_reason=row["finish_reason"],
+                ),
+                rewards={"accuracy": row["reward"]},
+                reward=row["reward"],
+            )
+            for row in some
+        ]
+        prompt = Prompt(problem=Problem(prompt="", answer=""), text=some[0]["prompt"], token_ids=())
+        groups.append(RolloutGroup(prompt=prompt, rollouts=tuple(rollouts)))
+    return rollout_metrics(groups)
 
 
 def paired_difference(scores: Mapping[str, Any], baseline: Mapping[str, Any]) -> tuple[Interval, int]:

@@ -14,10 +14,17 @@ from r1.evaluation.paper import paper_rows
 HEADER = ("benchmark", "model", "source", "k", "pass@1", "pass@k", "cons@k", "problems", "left out", "truncated")
 
 
+def benchmarks_of(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return name -> numbers of an `evaluation.json`, those of a task from its top; {} where it is something else."""
+    if "benchmarks" in result or "task" not in result:
+        return result.get("benchmarks", {})
+    return {result.get("benchmark", result["task"]["name"]): result}
+
+
 def table_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the table of an `evaluation.json`: for each benchmark the model's row, then the paper's."""
     rows = []
-    for name, found in result["benchmarks"].items():
+    for name, found in benchmarks_of(result).items():
         num_samples = sum(found["verdicts"].values())
         rows.append(
             {
@@ -31,7 +38,7 @@ def table_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "truncated": found["num_truncated"] / num_samples if num_samples else None,
             }
         )
-        rows += [{"benchmark": name, **row} for row in paper_rows(found["paper"])]
+        rows += [{"benchmark": name, **row} for row in paper_rows(found.get("paper", ""))]
     return rows
 
 
@@ -65,7 +72,7 @@ def per_cent(value: Mapping[str, float] | None) -> str:
 def notes(result: Mapping[str, Any]) -> list[str]:
     """Return what the table does not show: problems left out and why, verdicts that ran out of time, the baseline."""
     lines = []
-    for name, found in result["benchmarks"].items():
+    for name, found in benchmarks_of(result).items():
         for left in found["left_out"]:
             gold = f" (gold answer {left['answer']!r})" if left["answer"] else ""
             lines.append(f"{name}, problem {left['index']} ({left['problem_id']}) is left out: {left['reason']}{gold}")
@@ -130,8 +137,9 @@ def write_tensorboard(folder: str | Path, result: Mapping[str, Any]) -> None:
 def scalars(result: Mapping[str, Any]) -> dict[str, float]:
     """Return the metrics as `summary.json` names them."""
     found: dict[str, float] = {}
-    for name, benchmark in result["benchmarks"].items():
-        found |= {f"eval/{name}/{metric}": value["mean"] for metric, value in benchmark["metrics"].items()}
+    for name, benchmark in benchmarks_of(result).items():
+        prefix = f"eval/{name}" if "benchmarks" in result else "eval"
+        found |= {f"{prefix}/{metric}": value["mean"] for metric, value in benchmark["metrics"].items()}
     return found
 
 

@@ -1,4 +1,4 @@
-"""Benchmarks from beginning to end: check, sample, judge, count, report."""
+"""Benchmarks, or the held-out problems of a task, from beginning to end: check, sample, judge, count, report."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from r1.evaluation.numbers import (
     majority_votes,
     paired_difference,
     problem_scores,
+    sample_statistics,
     verdict_counts,
 )
-from r1.evaluation.report import as_markdown, scalars, show, write_tensorboard
+from r1.evaluation.report import as_markdown, benchmarks_of, scalars, show, write_tensorboard
 from r1.evaluation.samples import SampleFolder
 from r1.evaluation.sampling import draw_samples
 from r1.evaluation.scoring import Scorer, score_rows, unusable
@@ -28,14 +29,14 @@ from r1.recipe.parts import build_engine, build_sampling
 from r1.recipe.source import load_source
 from r1.recipe.stages import write_json, write_text
 from r1.rewards import Grader
-from r1.types import SamplingParams
+from r1.types import Problem, SamplingParams
 
 SAMPLES = "samples"
 _EVERY_SECONDS = 10.0
 
 
 def evaluate_benchmarks(config: dict[str, Any], folder: Path, *, begin: Callable[[], Any]) -> dict[str, Any]:
-    """Evaluate a model on the benchmarks of a config, going on from the samples that are in `folder`.
+    """Evaluate a model on the benchmarks of a config, or its task, going on from the samples that are in `folder`.
 
     Args:
         config: of `r1.evaluate`.
@@ -44,7 +45,8 @@ def evaluate_benchmarks(config: dict[str, Any], folder: Path, *, begin: Callable
 
     Returns:
         What `evaluation.json` holds: source, prompt or few_shot, sampling, seed, and for each benchmark metrics,
-        verdicts, left_out, problems (`problem_scores`) and where its rows came from.
+        verdicts, left_out, statistics (`sample_statistics`), problems (`problem_scores`) and where its rows came from.
+        Of a task (no benchmark is named) these stand beside the former, with task and split.
 
     Raises:
         ValueError: a mistake in the config, a benchmark file that does not fit, or samples of another evaluation.
@@ -76,17 +78,23 @@ def evaluate_benchmarks(config: dict[str, Any], folder: Path, *, begin: Callable
         for benchmark in benchmarks:
             name, samples = benchmark.name, folders[benchmark.name]
             _sample(benchmark, samples, left_out[name], template, source, engine, params, asked)
-            judge(grader, benchmark.scorer, samples, timeout=benchmark.timeout)
+            problems = {problem.index: problem for problem in benchmark.problems}
+            judge(grader, benchmark.scorer, samples, problems, timeout=benchmark.timeout)
             found[name] = count(grader, samples, left_out[name])
     result = {
         "source": source.record,
         **asked,
         "sampling": {k: v for k, v in asdict(params).items() if k != "num_generations"} | {"stop": list(params.stop)},
         "seed": config["seed"],
-        "benchmarks": {
-            b.name: {"origin": b.origin, "paper": b.settings.paper or b.name, **found[b.name]} for b in benchmarks
-        },
     }
+    if config["benchmark"]:
+        result["benchmarks"] = {
+            b.name: {"origin": b.origin, "paper": b.settings.paper or b.name, **found[b.name]} for b in benchmarks
+        }
+    else:
+        (name,) = found
+        result["sampling"]["num_generations"] = found[name]["num_samples"]
+        result |= {"task": config["task"], "split": config["split"], "benchmark": name, **found[name]}
     if baseline is not None:
         compare(result, baseline, str(config["baseline"]))
     write_result(folder, result, seconds=time.perf_counter() - started)
@@ -114,6 +122,8 @@ def _identity(benchmark: Benchmark, drawn_with: Mapping[str, Any], params: Sampl
     # The batch decides nothing about a sample: after running out of memory one goes on with a smaller one.
     rollout = {k: v for k, v in drawn_with["rollout"].items() if k not in ("sampling", "max_batch_size")}
     sampling = {key: value for key, value in asdict(params).items() if key not in ("num_generations", "seed")}
+    if benchmark.is_task and other["few_shot"]:  # a pipeline's folder may move; the file's hash stands beside its path
+        other["few_shot"] = {key: value for key, value in other["few_shot"].items() if key != "path"}
     return {
         **other,
         "rollout": rollout,
@@ -140,6 +150,7 @@ def _sample(
         samples,
         problems,
         benchmark=benchmark.name,
+        is_task=benchmark.is_task,
         num_samples=benchmark.num_samples,
         template=Instructed(template, "" if "few_shot" in asked else benchmark.settings.instruction),
         tokenizer=source.policy.tokenizer,
@@ -150,12 +161,20 @@ def _sample(
     )
 
 
-def judge(grader: Grader, scorer: Scorer, samples: SampleFolder, *, timeout: float, again: bool = False) -> list[Any]:
+def judge(
+    grader: Grader,
+    scorer: Scorer,
+    samples: SampleFolder,
+    problems: Mapping[int, Problem],
+    *,
+    timeout: float,
+    again: bool = False,
+) -> list[Any]:
     """Judge the samples that have no verdict yet, or all of them again, and return the rows."""
     rows = samples.rows()
     wanted = [row for row in rows if again or row["verdict"] is None]
     if wanted:
-        score_rows(grader, scorer, wanted, samples.problems(), timeout=timeout, where=f"benchmark {samples.path.name}")
+        score_rows(grader, scorer, wanted, problems, timeout=timeout, where=f"benchmark {samples.path.name}")
         samples.replace(rows)
     return rows
 
@@ -168,7 +187,7 @@ def count(grader: Grader, samples: SampleFolder, left_out: list[dict[str, Any]])
     lengths = [row["num_tokens"] for row in rows if row["num_tokens"] is not None]
     return {
         "metrics": as_json(benchmark_metrics(rows, votes)),
-        "num_problems": len({row["index"] for row in rows}),
+        "num_problems": len({row["index"] for row in rows if row["reward"] is not None}),
         "num_samples": identity["num_samples"],
         "left_out": left_out,
         "verdicts": verdict_counts(rows),
@@ -176,6 +195,7 @@ def count(grader: Grader, samples: SampleFolder, left_out: list[dict[str, Any]])
         "num_vote_timeouts": num_late,
         "mean_length": sum(lengths) / len(lengths) if lengths else None,
         "num_tokens": sum(lengths),
+        "statistics": sample_statistics(rows),
         "problems": problem_scores(rows),
     }
 
@@ -184,16 +204,25 @@ def read_baseline(folder: str | None) -> dict[str, Any] | None:
     """Return the `evaluation.json` of another evaluation, or None.
 
     Raises:
-        ValueError: there is none, or one without benchmarks.
+        ValueError: there is none.
     """
     if folder is None:
         return None
     path = Path(folder) / "evaluation.json"
     if not path.is_file():
         raise ValueError(f"baseline: no evaluation.json in {folder}")
-    found = read_evaluation(path, key="baseline")
-    if "benchmarks" not in found:
-        raise ValueError(f"baseline: {path} is no evaluation on benchmarks")
+    return read_result(path, key="baseline")
+
+
+def read_result(path: Path, *, key: str) -> dict[str, Any]:
+    """Return what the `evaluation.json` that the config's `key` names holds.
+
+    Raises:
+        ValueError: it cannot be read, or holds no evaluation.
+    """
+    found = read_evaluation(path, key=key)
+    if not benchmarks_of(found):
+        raise ValueError(f"{key}: {path} is no evaluation")
     return found
 
 
@@ -203,14 +232,14 @@ def compare(result: dict[str, Any], baseline: Mapping[str, Any], name: str) -> N
     Raises:
         ValueError: they have none in common.
     """
-    shared = [key for key in result["benchmarks"] if key in baseline["benchmarks"]]
+    mine, theirs = benchmarks_of(result), benchmarks_of(baseline)
+    shared = [key for key in mine if key in theirs]
     if not shared:
-        raise ValueError(f"baseline: {name} has none of {', '.join(result['benchmarks'])}")
+        raise ValueError(f"baseline: {name} has none of {', '.join(mine)}")
     result["baseline"] = name
     for key in shared:
-        mine, theirs = (side["benchmarks"][key]["problems"] for side in (result, baseline))
-        difference, num_problems = paired_difference(mine, theirs)
-        result["benchmarks"][key]["difference"] = as_json({"": difference})[""] | {"num_problems": num_problems}
+        difference, num_problems = paired_difference(mine[key]["problems"], theirs[key]["problems"])
+        mine[key]["difference"] = as_json({"": difference})[""] | {"num_problems": num_problems}
 
 
 def write_result(folder: Path, result: Mapping[str, Any], *, seconds: float) -> None:
@@ -218,7 +247,7 @@ def write_result(folder: Path, result: Mapping[str, Any], *, seconds: float) -> 
     write_json(folder / "evaluation.json", result)
     write_text(folder / "evaluation.md", as_markdown(result))
     write_tensorboard(folder / "tensorboard", result)
-    tokens = sum(found["num_tokens"] for found in result["benchmarks"].values())
+    tokens = sum(found["num_tokens"] for found in benchmarks_of(result).values())
     summary = {"stage": "evaluate", "status": "finished", "seconds": seconds, "tokens": tokens}
     write_json(folder / "summary.json", summary | {"metrics": scalars(result)})
 

@@ -9,14 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 from r1.evaluation.samples import SampleFolder
-from r1.evaluation.scoring import verdict_of
-from r1.rewards import extract_answer
-from r1.rewards.boxes import Extraction
 from r1.rollout.base import RolloutEngine, mix_seed
-from r1.types import Completion, Problem, Prompt, RolloutGroup, SamplingParams
+from r1.types import Completion, Problem, Prompt, SamplingParams
 
 _SAMPLES = 1 << 20  # more than anyone draws of a problem: (index, sample) becomes one number
-_AT_ONCE = 64  # prompts given at a time to an engine that tells nothing before all of them are done
+_AT_ONCE = 256  # prompts given at a time to an engine that tells nothing before all of them are done
 
 
 def draw_samples(
@@ -24,6 +21,7 @@ def draw_samples(
     problems: Sequence[Problem],
     *,
     benchmark: str,
+    is_task: bool = False,
     num_samples: int,
     template: Any,
     tokenizer: Any,
@@ -34,10 +32,13 @@ def draw_samples(
 ) -> int:
     """Append every missing sample of these problems to the folder and return how many were drawn.
 
-    Sample g of problem i draws from stream (seed, benchmark, i, g): which others are drawn with it, and when, does not
-    matter. A prompt that leaves the model's context no room has an empty completion ("prompt too long").
+    Sample g of problem i draws from stream (seed, benchmark, i, g), or (seed, i, g) where it is of a task, as in
+    training's evaluation: which others are drawn with it, and when, does not matter. A prompt that leaves the model's
+    context no room has an empty completion ("prompt too long").
 
     Args:
+        benchmark: name in the rows.
+        is_task: whether it is a task's.
         params: of sampling; max_tokens is cut to what the context leaves.
         context: tokens of prompt and completion together, None where it is not known.
         report: called with the samples there are and their total.
@@ -56,14 +57,18 @@ def draw_samples(
         done += 1
         report(done, total)
 
-    params = replace(params, num_generations=1, seed=mix_seed(params.seed, *benchmark.encode()))
+    params = replace(params, num_generations=1)
+    if not is_task:
+        params = replace(params, seed=mix_seed(params.seed, *benchmark.encode()))
     for cap in sorted(set(caps.values())):
         jobs = [(index, sample) for index, sample in missing if caps[index] == cap]
         if cap == 0:
             for index, sample in jobs:
                 keep(index, sample, Completion(text="", finish_reason="length"), "prompt too long")
         else:
-            _generate(engine, prompts, jobs, replace(params, max_tokens=cap), keep)
+            stream = _of_task if is_task else _of_benchmark
+            asked = [stream(prompts[index], sample) for index, sample in jobs]
+            _generate(engine, asked, jobs, replace(params, max_tokens=cap), keep)
     return len(missing)
 
 
@@ -89,12 +94,11 @@ def _class(room: int, max_tokens: int) -> int:
 
 def _generate(
     engine: RolloutEngine,
-    prompts: Mapping[int, Prompt],
+    asked: list[Prompt],
     jobs: Sequence[tuple[int, int]],
     params: SamplingParams,
     keep: Callable[[int, int, Completion], None],
 ) -> None:
-    asked = [_with_stream(prompts[index], sample) for index, sample in jobs]
     if "on_completion" in inspect.signature(engine.generate).parameters:
         engine.generate(asked, params, on_completion=lambda place, completion: keep(*jobs[place], completion))
         return
@@ -104,20 +108,12 @@ def _generate(
             keep(*job, group.rollouts[0].completion)
 
 
-def _with_stream(prompt: Prompt, sample: int) -> Prompt:
+def _of_task(prompt: Prompt, sample: int) -> Prompt:
+    return replace(prompt, first_sample=sample)
+
+
+def _of_benchmark(prompt: Prompt, sample: int) -> Prompt:
     return replace(prompt, problem=replace(prompt.problem, index=prompt.problem.index * _SAMPLES + sample))
-
-
-def group_rows(groups: Sequence[RolloutGroup], benchmark: str, extraction: Extraction) -> list[dict[str, Any]]:
-    """Return the completions of scored groups as sample rows."""
-    rows = []
-    for group in groups:
-        for sample, rollout in enumerate(group.rollouts):
-            row = _row(benchmark, group.prompt, sample, rollout.completion, None)
-            row["answer"], row["reward"] = extract_answer(row["completion"], extraction), rollout.rewards["accuracy"]
-            row["verdict"] = verdict_of(row["answer"], row["reward"], row["finish_reason"])
-            rows.append(row)
-    return rows
 
 
 def _row(benchmark: str, prompt: Prompt, sample: int, completion: Completion, verdict: str | None) -> dict[str, Any]:

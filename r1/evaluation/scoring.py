@@ -1,13 +1,15 @@
-"""Verdicts on samples: the verifier's, in workers that can be killed, with the reason where it is not "right"."""
+"""Verdicts on samples, with the reason where they are not "right"; verifiers that may hang run in killable workers."""
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from r1.rewards import REWARDS, Code, Grader, RewardError, extract_answer, extract_program, run_tests
+from r1.rewards import Code, Grader, RewardError, build_rewards, extract_answer, extract_program, run_tests
 from r1.rewards import maths as maths_reward
 from r1.rewards.code import code_tests_of
+from r1.rewards.grader import Outcome
 from r1.rewards.maths import equivalent
 from r1.tasks import BenchmarkTask, TextTask
 from r1.tasks.text import verify_text
@@ -18,7 +20,7 @@ _LONGEST = 2000  # characters of an answer that are kept
 
 
 class Scorer:
-    """Judges one sample. Picklable; it runs in a worker.
+    """Judges one sample. Picklable; it runs in a worker if its reward is isolated (`r1.rewards.base`).
 
     Args:
         task: whose verifier the reward `accuracy` asks.
@@ -30,12 +32,9 @@ class Scorer:
     """
 
     def __init__(self, *, task: Any, reward: Mapping[str, Any]) -> None:
-        arguments = dict(reward)
-        self.name = str(arguments.pop("name", "accuracy"))
-        self.extraction = arguments.get("extraction", "auto")
-        if self.name != "code" and "task" not in arguments and REWARDS.accepts(self.name, "task"):
-            arguments["task"] = task
-        self.reward = REWARDS.build(self.name, **arguments)
+        self.extraction = reward.get("extraction", "auto")
+        self.reward = build_rewards({"accuracy": reward}, task=task).rewards["accuracy"]
+        self.isolated = bool(getattr(self.reward, "isolated", True))
         self.is_code = isinstance(self.reward, Code)
         self.has_text_answers = not self.is_code and isinstance(task, BenchmarkTask | TextTask)
 
@@ -92,7 +91,7 @@ def unusable(
     grader: Grader, scorer: Scorer, problems: Sequence[Problem], *, timeout: float, where: str
 ) -> dict[int, str]:
     """Return, by index, why problems cannot be scored: they are left out, and no sample of theirs counts as wrong."""
-    outcomes = grader.map(_GoldCheck(scorer), [(problem,) for problem in problems], timeout=timeout)
+    outcomes = _map(grader, _GoldCheck(scorer), [(problem,) for problem in problems], timeout=timeout)
     found = {}
     for problem, outcome in zip(problems, outcomes, strict=True):
         if outcome.failure == "raised":
@@ -126,7 +125,7 @@ def score_rows(
     for start in range(0, len(rows), 256):
         some = rows[start : start + 256]
         items = [(row["completion"], row["finish_reason"], problems[row["index"]]) for row in some]
-        for row, outcome in zip(some, grader.map(scorer, items, timeout=timeout), strict=True):
+        for row, outcome in zip(some, _map(grader, scorer, items, timeout=timeout), strict=True):
             if outcome.failure == "raised":
                 raise RewardError(f"{where}, problem {row['index']}: {outcome.detail}\n{outcome.traceback}".strip())
             answer, reward, detail = outcome.value if outcome.failure is None else (None, 0.0, outcome.detail)
@@ -146,9 +145,23 @@ def verdict_of(answer: str | None, reward: float | None, finish_reason: str) -> 
     return "wrong" if answer is not None else "no answer"
 
 
+def _map(grader: Grader, function: Any, items: Sequence[tuple[Any, ...]], *, timeout: float) -> list[Outcome]:
+    """Call a function that judges for each item: in workers, or here where its reward cannot hang."""
+    if function.isolated:
+        return grader.map(function, items, timeout=timeout)
+    outcomes = []
+    for item in items:
+        try:
+            outcomes.append(Outcome(value=function(*item)))
+        except Exception as error:  # whatever a task's verifier raises
+            detail = f"{type(error).__name__}: {error}"
+            outcomes.append(Outcome(failure="raised", detail=detail, traceback=traceback.format_exc()))
+    return outcomes
+
+
 class _GoldCheck:
     def __init__(self, scorer: Scorer) -> None:
-        self.scorer = scorer
+        self.scorer, self.isolated = scorer, scorer.isolated
 
     def warm_up(self) -> None:
         self.scorer.warm_up()

@@ -20,6 +20,7 @@ from r1.modules.base import PolicyModule
 from r1.modules.grpo import GRPOModule
 from r1.modules.sft import SFTModule
 from r1.prompts import TEMPLATES
+from r1.recipe.decontamination import decontaminate_task
 from r1.recipe.parts import (
     Config,
     build,
@@ -94,6 +95,8 @@ def assemble(config: Config, *, model: Config) -> tuple[PolicyModule, LightningD
         ValueError: an unknown name or key, or a value that does not fit; the message names the config key.
     """
     task = build_task(config)
+    if config.get("decontaminate"):
+        decontaminate_task(task, config["decontaminate"])
     template = build(TEMPLATES, config["prompt"])
     engine = build_engine(config)
     parts = Parts(

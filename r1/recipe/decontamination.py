@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from r1.distributed import rank_and_world
 from r1.registry import did_you_mean
+from r1.tasks import FiniteTask, Task
 from r1.tasks.benchmark_rows import QUESTIONS, SOLUTIONS
 from r1.tasks.jsonl import columns_in, existing_file, read_jsonl
+from r1.tasks.mixture import MixtureTask
 from r1.tasks.text import PROMPT_COLUMNS, SOLUTION_COLUMNS, find_column
+from r1.types import Problem
 
 Units = Callable[[str], Sequence[Hashable]]
 
@@ -130,3 +135,37 @@ def load_benchmarks(
     for path in paths:
         benchmarks.add(str(path), read_benchmark(path))
     return benchmarks
+
+
+def decontaminate_task(task: Task, paths: Sequence[str], *, ngram_size: int = 10) -> dict[str, int]:
+    """Drop a task's training problems that overlap with benchmark files; return and print how many, by task.
+
+    Problems of the split "test" stay. Of a mixture, tasks that generate their problems stay as they are.
+
+    Args:
+        task: one whose problems come from a file or the hub, or a mixture with such.
+        paths: see `read_benchmark`.
+        ngram_size: words in a row, 10 as in arXiv 2501.12948.
+
+    Raises:
+        ValueError: all problems of the task are generated, none would be left, or an unreadable file.
+    """
+    parts = task.tasks if isinstance(task, MixtureTask) else {task.name: task}
+    parts = {label: part for label, part in parts.items() if isinstance(part, FiniteTask)}
+    if not parts:
+        raise ValueError(f"decontaminate: the problems of task {task.name!r} are generated, none is of a benchmark")
+    benchmarks, found = load_benchmarks(paths, ngram_size=ngram_size), {}
+    for label, part in parts.items():
+        total = sum(part.num_problems(split) for split in ("pretrain", "train"))
+        hits: Counter[str] = Counter()
+
+        def overlaps(problem: Problem, hits: Counter[str] = hits) -> bool:
+            name = benchmarks.overlap(problem.prompt)
+            hits.update([] if name is None else [name])
+            return name is not None
+
+        found[label] = sum(part.leave_out(split, overlaps) for split in ("pretrain", "train"))
+        if rank_and_world()[0] == 0:
+            listed = "".join(f"; {name} {count}" for name, count in hits.items())
+            print(f"decontaminate: {found[label]} of {total} problems of {label} are left out{listed}", flush=True)
+    return found

@@ -99,7 +99,7 @@ def _stand_in(config: Config, traces: str) -> dict[str, Any]:
     if model["name"].startswith("tiny_"):
         with torch.device("meta"):
             build(MODELS, model)
-    changes: dict[str, Any] = {"task": _stand_in_task(config["task"]), "model": STAND_IN_MODEL}
+    changes: dict[str, Any] = {"task": _stand_in_task(config["task"]), "model": STAND_IN_MODEL, "decontaminate": []}
     changes["reward"] = _stand_in_rewards(config["reward"])
     # A teacher that is a stage of its own has no name until it is made.
     teacher = {k: v for k, v in (config.get("teacher") or {}).items() if k not in ("experiment", "overrides")}
@@ -160,7 +160,7 @@ def _check_sampling(config: Config) -> None:
     build_engine(config).close()
     build_sampling(config)
     task.problems(config["split"])
-    if config["num_problems"] < 1:
+    if config["num_problems"] is not None and config["num_problems"] < 1:
         raise ValueError(f"num_problems must be at least 1, found {config['num_problems']}")
 
 
@@ -183,10 +183,11 @@ def _check_evaluate(config: Config) -> None:
         return
     _check_sampling(config)
     check_keys(config["few_shot"], ("path", "k", "question", "answer", "prefill"), "few_shot")
-    node = {key: config[key] for key in ("num_samples", "temperature", "top_p", "split", "seed")}
+    node = {key: config[key] for key in ("temperature", "top_p", "split", "seed")}
     stand_in = {**config, "task": _stand_in_task(config["task"])}
     task, engine = build_task(stand_in), build_engine(config)
-    build_evaluator(config, {**node, "num_problems": 1}, task=task, template=None, engine=engine).rewards.close()
+    node |= {"num_problems": 1, "num_samples": 1 if config["num_samples"] is None else config["num_samples"]}
+    build_evaluator(config, node, task=task, template=None, engine=engine).rewards.close()
 
 
 def _check_diagnose(config: Config) -> None:
@@ -203,7 +204,7 @@ def _check_claims(config: Config) -> None:
             check_keys(node, tuple(Comparison.__dataclass_fields__), f"claims.{label}.comparisons")
             comparison = Comparison(**node)
             for side in (comparison.a, comparison.b):
-                if side not in labels:
+                if side.partition(".")[0] not in labels:  # <label>.<benchmark>
                     raise ValueError(f"claims.{label}: no evaluation {side!r}.{did_you_mean(side, labels)}")
             if comparison.quantity not in QUANTITIES:
                 hint = did_you_mean(comparison.quantity, QUANTITIES)
@@ -250,7 +251,7 @@ def _task_words(config: Config) -> str:
 def _drawn_words(config: Config, num: str) -> str:
     sampling = f"{config['max_tokens']} tokens, T {config['temperature']:g}"
     top_p = f", top-p {config['top_p']:g}" if config["top_p"] < 1 else ""
-    return f"{config['num_problems']} x {config[num]} of {_task_words(config)}, {sampling}{top_p}"
+    return f"{config['num_problems'] or 'all'} x {config[num]} of {_task_words(config)}, {sampling}{top_p}"
 
 
 def _sample_words(config: Config) -> str:

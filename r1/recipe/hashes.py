@@ -54,6 +54,8 @@ def computed(config: Mapping[str, Any], *, without: Collection[str]) -> dict[str
         without: keys at the top that change where it writes or what it shows.
     """
     kept = {key: value for key, value in config.items() if key not in without}
+    if "trainer" in kept and not kept.get("decontaminate"):  # without files it is as if there were no such key
+        kept.pop("decontaminate", None)
     if kept.get("callbacks"):
         kept["callbacks"] = {name: node for name, node in kept["callbacks"].items() if name not in _WATCHING}
     return _with_contents(kept)

@@ -1,4 +1,4 @@
-"""Numbers of an evaluation as JSON: metrics, and the scores of each problem."""
+"""Numbers of an evaluation as JSON."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from r1.chains import has_reflection
 from r1.intervals import Interval
-from r1.rollout.evaluate import Evaluation
 
 
 def read_evaluation(path: str | Path, *, key: str) -> dict[str, Any]:
@@ -28,20 +26,6 @@ def read_evaluation(path: str | Path, *, key: str) -> dict[str, Any]:
         raise ValueError(f"{key}: {path} cannot be read: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{key}: {path}: expected a JSON object, found a {type(found).__name__}")
-    return found
-
-
-def problem_scores(evaluation: Evaluation) -> dict[str, dict[str, list[float]]]:
-    """Return, by problem id, accuracy, length (tokens) and reflection (0 or 1) of each scored completion."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for group in evaluation.groups:
-        scored = [r for r in group.rollouts if r.rewards["accuracy"] is not None]
-        if scored:
-            found[group.prompt.problem.id] = {
-                "accuracy": [r.rewards["accuracy"] for r in scored],
-                "length": [float(len(r.completion.token_ids)) for r in scored],
-                "reflection": [float(has_reflection(r.completion.turn)) for r in scored],
-            }
     return found
 
 

@@ -38,7 +38,7 @@ class Row:
 def start_rows(prompts: list[Prompt], params: SamplingParams) -> list[Row]:
     """Return an empty row for each completion, G for each prompt, in order, with the seed of its random stream."""
     return [
-        Row(index, mix_seed(params.seed, prompt.problem.index, sample))
+        Row(index, mix_seed(params.seed, prompt.problem.index, prompt.first_sample + sample))
         for index, prompt in enumerate(prompts)
         for sample in range(params.num_generations)
     ]

@@ -178,7 +178,7 @@ class _Batch:
 
     def _admit(self, rows: list[Row]) -> None:
         start, n, place = len(self.rows), len(rows), len(self.rows)
-        rows = sorted(rows, key=lambda row: row.prompt_index)
+        rows = sorted(rows, key=lambda row: self.prefills.firsts[row.prompt_index])
         logits = []
         for index, numbers in self.prefills.take([row.prompt_index for row in rows]):
             count, kept, length = len(numbers), self.prefills[index], len(self.prompts[index].token_ids)

@@ -5,6 +5,7 @@ Legend: S prompt tokens, K key-value heads, D head size, V vocabulary.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -33,10 +34,12 @@ class Prefilled:
 class Prefills:
     """The prompts of a rollout, computed when their first row is placed and forgotten with the last.
 
+    Equal prompts, such as one that is asked for a completion at a time, are computed once.
+
     Args:
         decoder: `r1.rollout.decoder.Decoder`, or what looks like one.
         prompts: all of them.
-        num_rows: rows of each.
+        num_rows: rows of each, however many are equal.
         device: of the decoder.
         tokens_at_once: most tokens, padding included, computed together.
     """
@@ -53,19 +56,22 @@ class Prefills:
         self.decoder, self.prompts, self.num_rows, self.device = decoder, prompts, num_rows, device
         self.tokens_at_once = tokens_at_once
         self.kept: dict[int, Prefilled] = {}
+        first: dict[tuple[int, ...], int] = {}
+        self.firsts = [first.setdefault(prompt.token_ids, index) for index, prompt in enumerate(prompts)]
+        self.counts = Counter(self.firsts)
 
     def __getitem__(self, index: int) -> Prefilled:
         return self.kept[index]
 
     def take(self, indices: list[int]) -> Iterator[tuple[int, list[int]]]:
-        """Yield each prompt among `indices`, in order, and which of them it is.
+        """Yield each prompt among `indices`, in order, and which of them it is; of equal ones the first stands for all.
 
         Args:
             indices: the prompt of each row that is to be placed.
         """
         numbers: dict[int, list[int]] = {}
         for number, index in enumerate(indices):
-            numbers.setdefault(index, []).append(number)
+            numbers.setdefault(self.firsts[index], []).append(number)
         self._compute(sorted(numbers.keys() - self.kept.keys()))
         for index in sorted(numbers):
             yield index, numbers[index]
@@ -85,4 +91,4 @@ class Prefills:
             logits, cache = self.decoder.prefill(padded, lengths)
             for i, index in enumerate(some):
                 kept = [(k[i, : len(ids[i])], v[i, : len(ids[i])]) for k, v in cache]
-                self.kept[index] = Prefilled(kept, logits[i], self.num_rows)
+                self.kept[index] = Prefilled(kept, logits[i], self.num_rows * self.counts[index])

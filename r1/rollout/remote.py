@@ -127,7 +127,9 @@ class RemoteEngine:
             )
         size = params.num_generations
         jobs = [
-            (i, mix_seed(params.seed, prompts[i].problem.index, g)) for i in range(len(prompts)) for g in range(size)
+            (i, mix_seed(params.seed, prompt.problem.index, prompt.first_sample + g))
+            for i, prompt in enumerate(prompts)
+            for g in range(size)
         ]
         completions: dict[int, Completion] = {}
 

@@ -22,12 +22,13 @@ import torch.distributed as dist
 
 from r1.distributed import rank_and_world
 from r1.registry import did_you_mean
-from r1.rollout.base import ENGINES, mix_seed
+from r1.rollout.base import ENGINES, OnCompletion
 from r1.rollout.concurrency import run_concurrently
 from r1.rollout.endpoint import Endpoint, EndpointError, ServerGoneError
-from r1.rollout.groups import Row, assemble_groups
+from r1.rollout.groups import assemble_groups
 from r1.rollout.vllm_client import Answer, VLLMClient
 from r1.rollout.vllm_connection import VLLMConnection
+from r1.rollout.vllm_rows import HandOver, first_seed, rows_of
 from r1.rollout.vllm_weights import TRANSFERS, WeightBuffer
 from r1.types import Prompt, RolloutGroup, SamplingParams
 
@@ -182,7 +183,9 @@ class VLLMEngine:
             wait([self._future])
             self._future = None
 
-    def generate(self, prompts: list[Prompt], params: SamplingParams) -> list[RolloutGroup]:
+    def generate(
+        self, prompts: list[Prompt], params: SamplingParams, *, on_completion: OnCompletion | None = None
+    ) -> list[RolloutGroup]:
         """Draw completions; under several ranks all ranks call it, if with no prompts.
 
         Raises:
@@ -190,13 +193,19 @@ class VLLMEngine:
             EndpointError: no usable answer, or a server that does not come back.
         """
         self._wait()
-        return self._generate(prompts, params)
+        return self._generate(prompts, params, on_completion)
 
-    def _generate(self, prompts: list[Prompt], params: SamplingParams) -> list[RolloutGroup]:
+    def _generate(
+        self, prompts: list[Prompt], params: SamplingParams, tell: OnCompletion | None = None
+    ) -> list[RolloutGroup]:
         self._check_lengths(prompts, params)
         answers: dict[int, list[Answer]] = {}
+        is_right = lambda: self.client.versions() == {self.version}  # noqa: E731
+        hand_over = tell and HandOver(tell, prompts, params, self.policy, answers=answers, is_right=is_right)
         for attempt in range(self.max_restarts + 1):
-            gone = self._ask(prompts, params, answers)
+            gone = self._ask(prompts, params, answers, hand_over)
+            if hand_over:
+                hand_over.settle()
             if not self._on_any_rank(gone is not None):
                 break
             gone = gone or ServerGoneError(f"{self.client.endpoint.url} is gone, as another rank says.")
@@ -204,15 +213,15 @@ class VLLMEngine:
                 words = f"; {self.connection.server.last_words()}" if self.connection and self.connection.server else ""
                 raise EndpointError(f"{gone} Given up after rollout.max_restarts={self.max_restarts}{words}")
             self._on_rank_0(lambda gone=gone: self.connection.recover(gone, self.version))
-        rows = [
-            Row(index, first_seed(prompts[index], params) + g, ids, logps, finish)
-            for index in range(len(prompts))
-            for g, (ids, logps, finish) in enumerate(answers[index])
-        ]
+        rows = [row for i, prompt in enumerate(prompts) for row in rows_of(i, prompt, params, answers[i])]
         return assemble_groups(prompts, rows, params, self.policy)
 
     def _ask(
-        self, prompts: list[Prompt], params: SamplingParams, answers: dict[int, list[Answer]]
+        self,
+        prompts: list[Prompt],
+        params: SamplingParams,
+        answers: dict[int, list[Answer]],
+        hand_over: HandOver | None,
     ) -> ServerGoneError | None:
         """Fill in the answers that are missing, and return what went wrong if the server is gone."""
         found: dict[int, list[Answer]] = {}
@@ -224,7 +233,7 @@ class VLLMEngine:
 
         try:
             missing = [number for number in range(len(prompts)) if number not in answers]
-            run_concurrently(work, missing, concurrency=self.concurrency, results=found)
+            run_concurrently(work, missing, concurrency=self.concurrency, results=found, on_result=hand_over)
             versions = self.client.versions()
         except ServerGoneError as error:
             # A server has one version from its first answer to its last, so what came before it went is good.
@@ -293,8 +302,3 @@ class VLLMEngine:
         if rank > 0:
             self.client = VLLMClient(where[0], model=where[1], **self.endpoint)
             self.version = where[2]
-
-
-def first_seed(prompt: Prompt, params: SamplingParams) -> int:
-    """Return the seed from which vLLM counts those of a prompt's completions."""
-    return mix_seed(params.seed, prompt.problem.index) >> 1  # room for + g below 2^63

@@ -19,7 +19,8 @@ from r1.distributed import rank_and_world
 from r1.registry import did_you_mean
 from r1.rollout.base import ENGINES
 from r1.rollout.groups import Row, assemble_groups
-from r1.rollout.vllm import DTYPES, first_seed
+from r1.rollout.vllm import DTYPES
+from r1.rollout.vllm_rows import first_seed
 from r1.rollout.vllm_server import EXTENSION
 from r1.rollout.vllm_weights import WeightBuffer
 from r1.types import Prompt, RolloutGroup, SamplingParams

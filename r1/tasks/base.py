@@ -239,6 +239,19 @@ class FiniteTask(Task):
             self._splits = self._split(*self.load())
         return self._splits[split]
 
+    def leave_out(self, split: str, unwanted: Callable[[Problem], bool]) -> int:
+        """Drop the problems of a split that are unwanted, and return how many those are.
+
+        Raises:
+            ValueError: all of them.
+        """
+        rows = self.rows(split)
+        kept = [problem for problem in rows if not unwanted(problem)]
+        if rows and not kept:
+            raise ValueError(f"task {self.name!r}: all {len(rows)} problems of split {split!r} are to be left out")
+        self._splits[split], self._order = kept, None
+        return len(rows) - len(kept)
+
     def num_problems(self, split: str) -> int:
         return len(self.rows(split))
 

@@ -31,7 +31,8 @@ def grader():
 def samples(*problems):
     """Rows of problems, each a list of (answer, reward)."""
     return [
-        {"index": i, "problem_id": f"p{i}", "sample": g, "answer": answer, "reward": reward, "num_tokens": 1}
+        {"index": i, "problem_id": f"p{i}", "sample": g, "answer": answer, "reward": reward}
+        | {"num_tokens": 1, "prompt": "q", "completion": "wait", "finish_reason": "stop"}
         for i, some in enumerate(problems)
         for g, (answer, reward) in enumerate(some)
     ]
@@ -162,6 +163,13 @@ def test_a_question_that_is_asked_twice_is_two_problems():
     scores = problem_scores(rows)
     assert {name: found["accuracy"] for name, found in scores.items()} == {"same": [1.0, 0.0], "same#1": [1.0, 1.0]}
     assert paired_difference(scores, scores)[1] == 2
+
+
+def test_lengths_that_an_engine_does_not_tell_are_left_out():
+    rows = samples(right(1, 2), right(0, 1))
+    assert problem_scores(rows)["p0"] == {"accuracy": [1.0, 0.0], "length": [1.0, 1.0], "reflection": [1.0, 1.0]}
+    rows[2]["num_tokens"] = None
+    assert problem_scores(rows)["p0"] == {"accuracy": [1.0, 0.0], "reflection": [1.0, 1.0]}
 
 
 def test_the_papers_rows_are_labelled_and_in_shares():

@@ -6,6 +6,7 @@ from r1.claims import claims as run_claims
 from r1.config import compose_config, plain
 from r1.intervals import Interval
 from r1.recipe.claims import as_markdown, difference, judge, put_to_test
+from r1.recipe.dry_run import check
 from r1.recipe.stages import write_json
 
 
@@ -96,6 +97,20 @@ def test_runs_are_read_from_the_folders_of_pipelines(tmp_path):
     assert "over 2 seeds" in (tmp_path / "claims.md").read_text()
     cfg.runs = [str(tmp_path / "s2")]
     with pytest.raises(ValueError, match="expected the folder of a finished pipeline"):
+        run_claims(cfg)
+
+
+def test_an_evaluation_on_benchmarks_is_compared_by_their_names(tmp_path):
+    for label, content in {"good": GOOD, "bad": BAD}.items():
+        write_json(tmp_path / label / "evaluation.json", {"benchmarks": {"aime24": content, "math500": BAD}})
+    cfg = compose_config([f"+evaluations.{k}={tmp_path}/{k}/evaluation.json" for k in ("good", "bad")], name="claims")
+    comparison = {"a": "good.aime24", "b": "bad.aime24", "says": "up"}
+    cfg.claims = {"command": "", "claims": {"1": {"claim": "c", "comparisons": [comparison]}}}
+    cfg.output_dir = str(tmp_path)
+    check("claims", plain(cfg))
+    assert run_claims(cfg)[0]["comparisons"][0]["mean"] == 39 / 40
+    cfg.claims.claims["1"].comparisons[0].a = "good.aime"
+    with pytest.raises(ValueError, match=r"no evaluation 'good.aime'\. Did you mean 'good.aime24'"):
         run_claims(cfg)
 
 

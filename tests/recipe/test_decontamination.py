@@ -2,8 +2,21 @@ import json
 
 import pytest
 
+from r1.config import compose_config, plain
 from r1.models import byte_tokenizer
-from r1.recipe.decontamination import Benchmarks, load_benchmarks, ngrams, read_benchmark, token_units, words
+from r1.recipe.assemble import assemble
+from r1.recipe.decontamination import (
+    Benchmarks,
+    decontaminate_task,
+    load_benchmarks,
+    ngrams,
+    read_benchmark,
+    token_units,
+    words,
+)
+from r1.recipe.dry_run import check_training
+from r1.recipe.hashes import stage_hash
+from r1.tasks import TASKS
 
 TEN = "A train leaves the old station at noon going due"  # ten words
 
@@ -110,3 +123,57 @@ def test_the_columns_of_published_benchmarks_are_known(tmp_path, row):
     (tmp_path / "b.jsonl").write_text(json.dumps(row) + "\n")
     known = load_benchmarks([str(tmp_path / "b.jsonl")])
     assert known.overlap(f"see: {QUESTION}") and known.overlap(f"see: {SOLUTION}")
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A task file of 60 questions, of which every tenth has ten words of the exam's in it, and the exam."""
+    rows = [{"question": f"{TEN if i % 10 == 0 else 'Slowly'} number {i}?", "answer": str(i)} for i in range(60)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "exam.jsonl").write_text(json.dumps({"question": f"{TEN} east. How far?", "answer": "9"}) + "\n")
+    return tmp_path
+
+
+def test_training_problems_that_overlap_with_a_benchmark_are_dropped_and_those_held_out_stay(files, capsys):
+    whole, task = (TASKS.build("jsonl", path=str(files / "mine.jsonl")) for _ in range(2))
+    before = {split: {p.prompt for p in whole.rows(split)} for split in ("train", "test")}
+    task.problems("train").take(1)  # an order of the problems that are there now
+    dropped = {prompt for prompt in before["train"] if prompt.startswith(TEN)}
+    assert dropped and len(before["train"]) + len(before["test"]) == 60
+    assert decontaminate_task(task, [str(files / "exam.jsonl")]) == {"mine": len(dropped)}
+    assert {p.prompt for p in task.rows("train")} == before["train"] - dropped
+    assert {p.prompt for p in task.rows("test")} == before["test"]
+    drawn = {p.prompt for p in task.problems("train").take(2 * len(before["train"]))}
+    assert drawn == before["train"] - dropped
+    said = f"{len(dropped)} of {len(before['train'])} problems of mine are left out; {files}/exam.jsonl {len(dropped)}"
+    assert f"decontaminate: {said}" in capsys.readouterr().out
+
+
+def test_of_a_mixture_what_is_generated_stays_and_alone_it_is_refused(files):
+    mine = {"name": "jsonl", "path": str(files / "mine.jsonl"), "share": 1}
+    task = TASKS.build("mixture", tasks={"chain": {"share": 1}, "mine": mine})
+    assert decontaminate_task(task, [str(files / "exam.jsonl")])["mine"] > 0
+    with pytest.raises(ValueError, match="decontaminate: the problems of task 'chain' are generated"):
+        decontaminate_task(TASKS.build("chain"), [str(files / "exam.jsonl")])
+    (files / "all.txt").write_text("".join(f"{TEN} {i}\n" for i in range(2)))
+    (files / "only.jsonl").write_text(json.dumps({"question": f"{TEN} east?", "answer": "1"}) + "\n")
+    with pytest.raises(ValueError, match="all 1 problems of split 'train'"):
+        only = TASKS.build("jsonl", path=str(files / "only.jsonl"), shares={"train": 1.0})
+        decontaminate_task(only, [str(files / "all.txt")])
+
+
+def test_a_training_run_leaves_out_what_overlaps_and_says_how_many(files, capsys):
+    overrides = ["task=jsonl", f"data_path={files}/mine.jsonl", f"decontaminate=[{files}/exam.jsonl]", "init_from=null"]
+    config = plain(compose_config(["experiment=gsm8k_tiny", *overrides, "evaluation.num_problems=2"]))
+    module, _ = assemble(config, model=config["model"])
+    drawn = {p.prompt for p in module.loader.source.stream.take(100)}
+    module.loader.source.rewards.close()
+    assert len(drawn) > 40 and not any(prompt.startswith(TEN) for prompt in drawn)
+    assert "problems of gsm8k are left out" in capsys.readouterr().out
+    check_training(config | {"decontaminate": ["elsewhere.jsonl"]})
+
+
+def test_without_files_the_key_changes_no_stage():
+    config = {"trainer": {}, "seed": 1}
+    assert stage_hash(config | {"decontaminate": []}) == stage_hash(config)
+    assert stage_hash(config | {"decontaminate": ["exam.jsonl"]}) != stage_hash(config)

@@ -76,6 +76,26 @@ def generate(policy, prompts=PROMPTS, *, max_batch_size=256, kernels="auto", **p
     return engine.generate(prompts, SamplingParams(**defaults | params))
 
 
+@pytest.mark.parametrize("kernels", ["native", "torch"])
+def test_completions_of_a_prompt_can_be_asked_for_one_by_one_and_in_any_order(kernels):
+    if kernels == "native":
+        try:
+            load_library()
+        except NativeUnavailable as error:
+            pytest.skip(str(error))
+    policy = perturbed(tiny_llama(**SIZES | {"num_heads": 2}))
+    whole = completions(generate(policy, kernels=kernels, max_batch_size=4))
+    order = [(4, 1), (0, 2), (1, 0), (4, 0), (0, 0), (3, 1), (0, 1), (4, 2)]
+    asked = [replace(PROMPTS[index], first_sample=sample) for index, sample in order]
+    groups = generate(policy, asked, kernels=kernels, max_batch_size=4, num_generations=1)
+    for (index, sample), group in zip(order, groups, strict=True):
+        (rollout,) = group.rollouts
+        assert (rollout.completion.seed, rollout.completion.token_ids) == (
+            whole[index, sample].seed,
+            whole[index, sample].token_ids,
+        )
+
+
 def completions(groups):
     return {(g.prompt.problem.index, i): r.completion for g in groups for i, r in enumerate(g.rollouts)}
 

@@ -16,7 +16,7 @@ import torch
 from vllm_stand_in import change, greedy, prompts_of, stand_in, token_ids
 
 from r1.prompts import TEMPLATES
-from r1.rollout import ENGINES
+from r1.rollout import ENGINES, vllm_rows
 from r1.rollout.base import mix_seed
 from r1.rollout.endpoint import EndpointError
 from r1.rollout.vllm_client import VLLMClient
@@ -110,6 +110,45 @@ def test_only_what_is_missing_is_asked_again_when_the_server_comes_back(make_pol
         assert server.count("/v1/completions") == 4 + 3 + 2
         assert server.count("/update_weights") == 2
         assert "Waiting for it" in caplog.text
+
+
+def test_completions_are_handed_over_as_they_come_and_once_each(make_policy, monkeypatch):
+    monkeypatch.setattr(vllm_rows, "_EVERY_SECONDS", 0.0)
+    policy = make_policy()
+    prompts = prompts_of(policy, PLAIN, 4)
+    with stand_in(make_policy()) as server:
+        engine = engine_of(server, concurrency=1)
+        engine.load_weights(policy)
+        told = []
+
+        def tell(place, completion):
+            told.append((place, completion, server.count("/v1/completions")))
+
+        server.faults = {("/v1/completions", 2): (503, "")}
+        groups = engine.generate(prompts, PARAMS, on_completion=tell)
+    drawn = [(place, r.completion) for place, group in enumerate(groups) for r in group.rollouts]
+    assert [(place, completion) for place, completion, _ in told] == drawn
+    assert told[0][2] < 4  # before the last was asked for
+
+
+def test_what_another_runs_weights_answered_is_not_handed_over(make_policy, monkeypatch):
+    policy = make_policy()
+    prompts = prompts_of(policy, PLAIN, 3)
+    with stand_in(make_policy()) as server:
+        engine = engine_of(server, concurrency=1)
+        engine.load_weights(policy)
+        told = []
+
+        def push(path, number):
+            if path == "/v1/completions" and number == 1:
+                server.version = "other-1"
+
+        server.on_request = push
+        for seconds in (0.0, 60.0):
+            monkeypatch.setattr(vllm_rows, "_EVERY_SECONDS", seconds)
+            with pytest.raises(EndpointError, match="of another run"):
+                engine.generate(prompts, PARAMS, on_completion=lambda *found: told.append(found))
+        assert {place for place, _ in told} <= {0}  # what came before
 
 
 def test_answers_of_a_server_that_was_started_anew_are_thrown_away(make_policy):
