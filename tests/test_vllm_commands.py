@@ -130,8 +130,9 @@ def test_answers_of_lost_weights_are_not_kept(tmp_path, model, whole, monkeypatc
 
         server.on_request = lose_weights
         found = run(tmp_path / "lost", model, *BENCHMARKS, "rollout.concurrency=1", *vllm)
-        assert server.count("/v1/completions") == 16 + 1  # the answer that came of other weights is drawn again
+        assert server.count("/v1/completions") > 16  # what came of other weights is drawn again
     assert found["benchmarks"] == whole[0]["benchmarks"]
+    assert rows_of(tmp_path / "lost") == rows_of(whole[1])
 
 
 def test_samples_go_on_with_another_server_in_another_run_directory(tmp_path, model):
@@ -151,7 +152,7 @@ def test_samples_go_on_with_another_server_in_another_run_directory(tmp_path, mo
         draw("second", "broken.jsonl", *vllm)
         assert server.count("/v1/completions") == 2  # of the last shard
     completions = [
-        [json.loads(line)["turn"] for line in (tmp_path / name).read_text().splitlines()]
+        [json.loads(line)["messages"] for line in (tmp_path / name).read_text().splitlines()]
         for name in ("whole.jsonl", "broken.jsonl")
     ]
     assert completions[0] == completions[1] and len(completions[0]) == 12
