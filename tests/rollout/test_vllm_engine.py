@@ -18,7 +18,9 @@ import pytest
 import torch
 from vllm_stand_in import change, greedy, prompts_of, stand_in, token_ids
 
+from r1.config import compose_config, plain
 from r1.prompts import TEMPLATES
+from r1.recipe.parts import build_engine
 from r1.rollout import ENGINES, vllm_rows
 from r1.rollout.base import mix_seed
 from r1.rollout.endpoint import EndpointError
@@ -438,6 +440,13 @@ def test_an_interpreter_without_vllm_is_one_error(make_policy, tmp_path):
 def test_options_that_cannot_work_are_refused_at_once(options, message):
     with pytest.raises(ValueError, match=message):
         ENGINES.build("vllm", **options)
+
+
+def test_flags_and_variables_of_a_server_can_be_given_as_the_readme_has_them():
+    overrides = ["rollout=vllm", "rollout.flags={tensor_parallel_size: 2}", "rollout.env={CUDA_VISIBLE_DEVICES: 1}"]
+    engine = build_engine(plain(compose_config(["experiment=r1_zero_qwen2_5_7b", *overrides])))
+    assert engine._settings["flags"] == {"tensor_parallel_size": 2}
+    assert engine._settings["env"] == {"CUDA_VISIBLE_DEVICES": 1}
 
 
 def num_open_files(inode):
