@@ -24,7 +24,7 @@ PYTHON = os.environ.get("R1_VLLM_PYTHON")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not PYTHON, reason="R1_VLLM_PYTHON names no interpreter with vLLM")]
 
 VLLM = ("rollout=vllm", f"rollout.python={PYTHON}")
-BENCHMARK = ("benchmark=[chain]", "limit=150", "k=2", "max_tokens=200")
+BENCHMARK = ("benchmark=[chain]", "limit=60", "k=2", "max_tokens=200")
 # Few requests at a time: the evaluation lasts long enough to be interrupted.
 SLOWLY = ("rollout.concurrency=4",)
 DRAWN = ("index", "sample", "completion", "num_tokens", "finish_reason", "verdict")
@@ -123,12 +123,12 @@ def whole(model, tmp_path_factory):
 
 
 def test_greedy_samples_and_verdicts_are_the_local_engines(model, tmp_path, temporary):
-    argv = (*BENCHMARK, "temperature=0", "limit=50", "k=1", "max_tokens=24")
+    argv = (*BENCHMARK, "temperature=0", "limit=50", "k=2", "max_tokens=24")
     mine = Command("evaluate", tmp_path / "vllm", model, *argv, *VLLM, temporary=temporary).ends()
     theirs = Command("evaluate", tmp_path / "local", model, *argv).ends()
     assert not list(temporary.iterdir())
     one, other = ([{key: row[key] for key in DRAWN} for row in command.rows] for command in (mine, theirs))
-    assert one == other and len(one) == 50
+    assert one == other and len(one) == 100
     one, other = (json.loads((command.folder / "evaluation.json").read_text()) for command in (mine, theirs))
     assert one["benchmarks"] == other["benchmarks"]
 

@@ -21,6 +21,7 @@ from r1.registry import did_you_mean
 from r1.rollout.base import ENGINES
 from r1.rollout.groups import Row, assemble_groups
 from r1.rollout.vllm import DTYPES
+from r1.rollout.vllm_client import num_drawn
 from r1.rollout.vllm_rows import first_seed
 from r1.rollout.vllm_server import EXTENSION, server_folder, temporary_variables
 from r1.rollout.vllm_weights import WeightBuffer
@@ -109,7 +110,7 @@ class ColocatedVLLMEngine:
         self._wake()
         asked = [
             VLLMParams(
-                n=params.num_generations,
+                n=num_drawn(params),
                 seed=first_seed(prompt, params),
                 max_tokens=params.max_tokens,
                 temperature=params.temperature,
@@ -126,7 +127,8 @@ class ColocatedVLLMEngine:
         texts = [{"prompt_token_ids": list(prompt.token_ids)} for prompt in prompts]
         rows = []
         for index, answer in enumerate(self._llm.generate(texts, asked, use_tqdm=False)):
-            for g, output in enumerate(sorted(answer.outputs, key=lambda output: output.index)):
+            outputs = sorted(answer.outputs, key=lambda output: output.index)
+            for g, output in enumerate(outputs * (params.num_generations // len(outputs))):
                 row = Row(index, first_seed(prompts[index], params) + g)
                 for token, among in zip(output.token_ids, output.logprobs, strict=True):
                     row.append(token, among[token].logprob)

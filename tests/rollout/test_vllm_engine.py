@@ -92,6 +92,15 @@ def test_weights_keep_the_servers_dtype_and_adapters_are_merged(make_policy):
             assert torch.equal(sent[name], parameter.bfloat16().float())
 
 
+def test_greedy_completions_are_drawn_once_and_are_as_many_as_asked_for(make_policy):
+    policy = make_policy()
+    prompts, params = prompts_of(policy, PLAIN, 2), replace(PARAMS, temperature=0.0)
+    with stand_in(make_policy(seed=1)) as server:
+        engine = engine_of(server)
+        engine.load_weights(policy)
+        assert token_ids(engine.generate(prompts, params)) == token_ids(local_of(policy).generate(prompts, params))
+
+
 # ------------------------------------------------------------------------------------------- a server that goes away
 
 
