@@ -1,4 +1,7 @@
-"""`r1.evaluate` and `r1.sample` with a vLLM server: a stand-in over HTTP; vLLM itself in test_vllm_commands_real.py."""
+"""`r1.evaluate`, `r1.sample` and `r1.diagnose` with a vLLM server, for which a stand-in answers.
+
+vLLM itself is tried in test_vllm_commands_real.py.
+"""
 
 import json
 from contextlib import contextmanager
@@ -8,6 +11,7 @@ import pytest
 from vllm_stand_in import change, stand_in
 
 from r1.config import compose_config
+from r1.diagnose import diagnose
 from r1.evaluate import evaluate
 from r1.evaluation.samples import SampleFolder
 from r1.models import tiny_llama
@@ -30,7 +34,7 @@ def serving(**described):
 
 
 def run(folder, model, *overrides, name="evaluate"):
-    command = {"evaluate": evaluate, "sample": sample}[name]
+    command = {"evaluate": evaluate, "sample": sample, "diagnose": diagnose}[name]
     return command(compose_config([f"output_dir={folder}", f"model={model}", "device=cpu", *overrides], name=name))
 
 
@@ -156,3 +160,10 @@ def test_samples_go_on_with_another_server_in_another_run_directory(tmp_path, mo
         for name in ("whole.jsonl", "broken.jsonl")
     ]
     assert completions[0] == completions[1] and len(completions[0]) == 12
+
+
+def test_a_diagnosis_is_that_of_the_local_engine(tmp_path, model):
+    overrides = ["task=chain", "num_problems=3", "num_tries=2", "max_tokens=8", "temperature=0"]
+    with serving() as (_, vllm):
+        mine = run(tmp_path / "vllm", model, *overrides, *vllm, name="diagnose")
+    assert mine == run(tmp_path / "local", model, *overrides, name="diagnose") and mine["num_wrong"] == 3
