@@ -118,6 +118,7 @@ class VLLMConnection:
             env=env | self.env,
             log=self.log,
         )
+        print(f"A vLLM server is starting, its log is {self.log}", file=sys.stderr, flush=True)
         self.client = VLLMClient(self.server.url, model=NAME, **self.endpoint)
         deadline = time.monotonic() + self.start_timeout
         while not self.client.ready():
