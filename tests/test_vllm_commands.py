@@ -46,8 +46,8 @@ def whole(model, tmp_path_factory):
         return run(folder, model, *BENCHMARKS, *vllm), folder
 
 
-def drawn(path):
-    return [{key: json.loads(line)[key] for key in DRAWN} for line in path.read_text().splitlines()]
+def drawn(folder, name):
+    return [{key: row[key] for key in DRAWN} for row in rows_of(folder, name)]
 
 
 def rows_of(folder, name="gsm8k"):
@@ -59,7 +59,7 @@ def test_a_task_is_evaluated_as_with_the_local_engine(tmp_path, model):
         mine = run(tmp_path / "vllm", model, *TASK, "temperature=0", *vllm)
     theirs = run(tmp_path / "local", model, *TASK, "temperature=0")
     assert mine["metrics"] == theirs["metrics"] and len(mine["problems"]) == 6
-    assert drawn(tmp_path / "vllm" / "samples.jsonl") == drawn(tmp_path / "local" / "samples.jsonl")
+    assert drawn(tmp_path / "vllm", "chain") == drawn(tmp_path / "local", "chain")
 
 
 def test_benchmarks_are_evaluated_as_with_the_local_engine(tmp_path, model):
@@ -67,7 +67,7 @@ def test_benchmarks_are_evaluated_as_with_the_local_engine(tmp_path, model):
         mine = run(tmp_path / "vllm", model, *BENCHMARKS, "temperature=0", *vllm)
     theirs = run(tmp_path / "local", model, *BENCHMARKS, "temperature=0")
     assert mine["benchmarks"] == theirs["benchmarks"]
-    one, other = ([{key: row[key] for key in DRAWN} for row in rows_of(tmp_path / name)] for name in ("vllm", "local"))
+    one, other = (drawn(tmp_path / name, "gsm8k") for name in ("vllm", "local"))
     assert one == other and len(one) == 16
 
 
