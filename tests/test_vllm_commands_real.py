@@ -24,7 +24,7 @@ PYTHON = os.environ.get("R1_VLLM_PYTHON")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not PYTHON, reason="R1_VLLM_PYTHON names no interpreter with vLLM")]
 
 VLLM = ("rollout=vllm", f"rollout.python={PYTHON}")
-BENCHMARK = ("benchmark=[chain]", "limit=60", "k=2", "max_tokens=200")
+BENCHMARK = ("benchmark=[chain]", "limit=100", "k=2", "max_tokens=200")
 # Few requests at a time: the evaluation lasts long enough to be interrupted.
 SLOWLY = ("rollout.concurrency=4",)
 DRAWN = ("index", "sample", "completion", "num_tokens", "finish_reason", "verdict")
