@@ -108,8 +108,8 @@ def diagnose_model(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     template = build(TEMPLATES, prompt)
     accuracy = {**((config["reward"] or {}).get("accuracy") or {}), "weight": 1.0}
     rewards = build_rewards({"accuracy": accuracy}, task=task)
-    engine.load_weights(source.policy)
     try:
+        engine.load_weights(source.policy)
         prompts = [template.render(problem, source.policy.tokenizer) for problem in problems]
         groups = rewards.score_groups(engine.generate(prompts, sampling))
         mistakes, reasons = locate_all(judged, groups)

@@ -61,7 +61,11 @@ def plan(config: Mapping[str, Any], options: PlanSettings) -> tuple[list[str], s
         )
 
     setup = setup_of(config)
-    lines = [*model_lines(shape, teacher), *work_lines(config, counts, lengths), *memory_lines(setup)]
+    lines = [
+        *model_lines(shape, teacher),
+        *work_lines(config, counts, lengths),
+        *memory_lines(setup, config["rollout"]),
+    ]
     local_ranks = counts.world // config["trainer"].get("num_nodes", 1)
     verdict = judge(
         config,

@@ -60,10 +60,10 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     benchmarks = None
     if files := config["decontaminate"]:
         benchmarks = load_benchmarks(files, tokenizer=source.policy.tokenizer, **config["decontamination"])
-    engine.load_weights(source.policy)
     shards = out.with_suffix(".shards")
     sampler = build_sampler(config, source, engine, shards)
     try:
+        engine.load_weights(source.policy)
         counts = harvest(
             (
                 rewrite_groups(groups, config["rewrite"])

@@ -189,3 +189,31 @@ def test_an_unknown_model_is_planned_from_its_config(capsys, tmp_path):
     ).save_pretrained(tmp_path)
     arguments = ("init_from=null", "model=pretrained", "model.path=mine/mine", f"plan.model_config={tmp_path}")
     assert "mine/mine (plan.model_config)" in planned(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        # 494 million weights of 2 bytes; on a CPU, of 4.
+        (
+            ("rollout=vllm", "rollout.flags={gpu_memory_utilization: 0.4}", "rollout.dtype=bfloat16"),
+            "vLLM takes 0.4 of its GPUs' memory (gpu_memory_utilization), weights 0.92 GiB and key-value cache in it",
+        ),
+        (("rollout=vllm_colocated", "rollout.dtype=bfloat16"), "vLLM takes 0.3 of its GPUs' memory"),
+        (
+            ("rollout=vllm", "rollout.dtype=float32", "trainer.accelerator=cpu"),
+            "vLLM takes weights 1.84 GiB + 1 GiB of key-value cache (VLLM_CPU_KVCACHE_SPACE): not counted above",
+        ),
+        (("rollout=vllm", "rollout.url=http://127.0.0.1:1"), "outside this process: its memory is not counted"),
+    ],
+)
+def test_what_vllm_is_set_to_take_is_said(capsys, overrides, message):
+    arguments = (
+        "experiment=r1_zero_qwen2_5_7b",
+        "init_from=null",
+        "model.path=Qwen/Qwen2.5-0.5B",
+        "rollout.sampling.max_tokens=256",
+    )
+    text = planned(capsys, *arguments, "trainer.accelerator=gpu", *overrides)
+    assert f"engine      {message}" in text
+    assert "engine      " not in planned(capsys, *arguments, "trainer.accelerator=gpu", "rollout=local")

@@ -91,6 +91,8 @@ class StandIn(Server):
             self.requests.append((request.path, body))
         self.on_request(request.path, number)
         status, text = self.faults.get((request.path, number), (200, None))
+        if request.path == "/v1/completions" and body["temperature"] == 0 and body["n"] > 1:
+            status, text = 400, "n must be 1 when using greedy sampling"
         return status, self.say(request.path, body) if text is None else text.encode()
 
     def say(self, path, body):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,19 +65,19 @@ def compare(config: Mapping[str, Any], rows: list[Row], *, num_problems: int, fo
     """
     task, engine = build_task(config), build_engine(config)
     results: dict[str, Any] = {}
-    for row in rows:
-        policy = build(MODELS, {"name": "pretrained", "path": row.model, "dtype": "float32"}).eval()
-        template = build(TEMPLATES, row.prompt)
-        node = {"num_problems": num_problems, "split": "test", "seed": 2 * config["seed"] + 900_001}
-        evaluators = [
-            build_evaluator(config, node | {"temperature": t}, task=task, template=template, engine=engine)
-            for t in (1.0, 0.0)
-        ]
-        sampled, greedy = (evaluator.evaluate(policy) for evaluator in evaluators)
-        for evaluator in evaluators:
-            evaluator.rewards.close()
-        results[row.label] = _numbers(sampled, greedy) | {"model": row.model, "training_seconds": row.seconds}
-    engine.close()
+    with closing(engine):
+        for row in rows:
+            policy = build(MODELS, {"name": "pretrained", "path": row.model, "dtype": "float32"}).eval()
+            template = build(TEMPLATES, row.prompt)
+            node = {"num_problems": num_problems, "split": "test", "seed": 2 * config["seed"] + 900_001}
+            evaluators = [
+                build_evaluator(config, node | {"temperature": t}, task=task, template=template, engine=engine)
+                for t in (1.0, 0.0)
+            ]
+            sampled, greedy = (evaluator.evaluate(policy) for evaluator in evaluators)
+            for evaluator in evaluators:
+                evaluator.rewards.close()
+            results[row.label] = _numbers(sampled, greedy) | {"model": row.model, "training_seconds": row.seconds}
     write_json(Path(folder) / "comparison.json", results)
     (Path(folder) / "comparison.md").write_text(_markdown(results))
     _print(results, num_problems)

@@ -15,7 +15,7 @@ from r1.recipe.traces import TraceWriter, trace_row
 from r1.rewards import RewardSum
 from r1.types import Completion, Rollout, RolloutGroup
 
-# How a server is reached, and what a run shows: nothing of what is drawn depends on it.
+# How a server is reached, started and brought back: nothing of what is drawn depends on it.
 _CONNECTION = (
     "url",
     "api_key_env",
@@ -25,6 +25,12 @@ _CONNECTION = (
     "max_retries",
     "backoff",
     "max_backoff",
+    "python",
+    "env",
+    "log",
+    "transfer",
+    "start_timeout",
+    "max_restarts",
 )
 
 

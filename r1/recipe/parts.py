@@ -29,6 +29,7 @@ MODEL_OPTIONS = (
     "trust_remote_code",
     "chat_template",
 )
+VLLM_ENGINES = ("vllm", "vllm_colocated")
 
 
 def saved_model(path: str, model: Config) -> dict[str, Any]:
@@ -62,7 +63,9 @@ def build_task(config: Config) -> Any:
 
 
 def build_engine(config: Config) -> RolloutEngine:
-    return build(ENGINES, {k: v for k, v in config["rollout"].items() if k != "sampling"})
+    # Experiments limit the batch of an engine in this process; vLLM takes as many rows as its cache has room for.
+    left_out = ("sampling", "max_batch_size") if config["rollout"].get("name") in VLLM_ENGINES else ("sampling",)
+    return build(ENGINES, {k: v for k, v in config["rollout"].items() if k not in left_out})
 
 
 def build_sampling(config: Config, **changes: Any) -> SamplingParams:

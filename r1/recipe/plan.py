@@ -22,7 +22,7 @@ ROLLOUT_ALGORITHMS = ("grpo", "on_policy", "minillm")
 IN_PROCESS_ENGINES = ("local", "transformers")
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true")
 _ALIASES = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed", "None": "32-true"}
-_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 class PlanError(ValueError):
@@ -290,7 +290,7 @@ def _sampling(config: Config, counts: Counts, lengths: Lengths, policy: ModelSha
         num_generations=generations,
         length=lengths.prompt + max(lengths.completion, sampling.get("max_tokens", 0)),
         prompt_length=lengths.prompt,
-        bytes=_DTYPE_BYTES.get(node.get("dtype")),
+        bytes=DTYPE_BYTES.get(node.get("dtype")),
         truncates=bool(sampling.get("top_k")) or sampling.get("top_p", 1.0) < 1,
     )
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from r1.recipe.memory import checkpoint_bytes, host_bytes, memory_parts, peak_bytes, size
 from r1.recipe.memory_setup import MemorySetup
-from r1.recipe.plan import Counts, Lengths
+from r1.recipe.parts import VLLM_ENGINES
+from r1.recipe.plan import DTYPE_BYTES, IN_PROCESS_ENGINES, Counts, Lengths
 from r1.recipe.shapes import ModelShape
 
 
@@ -53,7 +54,7 @@ def model_lines(policy: ModelShape, teacher: ModelShape | None) -> list[str]:
     return lines
 
 
-def memory_lines(setup: MemorySetup) -> list[str]:
+def memory_lines(setup: MemorySetup, rollout: Mapping[str, Any]) -> list[str]:
     """List the parts by phase, and the peak."""
     ranks = f"{setup.world} rank{'s' * (setup.world > 1)}"
     checkpointing = "gradient checkpointing" if setup.policy.gradient_checkpointing else "no gradient checkpointing"
@@ -66,9 +67,30 @@ def memory_lines(setup: MemorySetup) -> list[str]:
         if len(some) > 1:
             lines.append(f"  {'':<9} {'':<40} {'= ' + size(sum(part.num_bytes for part in some)):>11}")
     lines.append(f"  {'peak':<9} {'always + the largest phase':<40} {size(peak_bytes(parts)):>11}")
-    if setup.sampling is None:
-        lines.append("            an engine outside this process: its memory is not counted")
+    lines += engine_lines(setup, rollout)
     if host_bytes(setup):
         lines.append(f"host        {size(host_bytes(setup))} for each rank: optimizer and master weights")
     lines.append(f"checkpoint  {size(checkpoint_bytes(setup))}")
     return lines
+
+
+def engine_lines(setup: MemorySetup, rollout: Mapping[str, Any]) -> list[str]:
+    """Say what an engine that samples outside this process is set to take: none of it is counted."""
+    if rollout["name"] in IN_PROCESS_ENGINES:
+        return []
+    if rollout["name"] not in VLLM_ENGINES or rollout.get("url"):
+        return ["engine      outside this process: its memory is not counted"]
+    width = DTYPE_BYTES.get(rollout.get("dtype"), setup.weight_bytes)
+    weights = size(setup.policy.num_parameters * width)
+    options = rollout.get("options" if rollout["name"] == "vllm_colocated" else "flags") or {}
+    if setup.on_cpu:
+        space = f"{(rollout.get('env') or {}).get('VLLM_CPU_KVCACHE_SPACE', 1)} GiB of key-value cache"
+        taken = f"weights {weights} + {space} (VLLM_CPU_KVCACHE_SPACE)"
+    else:
+        share = options.get("gpu_memory_utilization")
+        share = "vLLM's default of" if share is None else f"{share:g} of"
+        taken = f"{share} its GPUs' memory (gpu_memory_utilization), weights {weights} and key-value cache in it"
+    return [
+        f"engine      vLLM takes {taken}: not counted above",
+        f"            and the host's memory holds a copy of the weights on their way to it, {weights}",
+    ]

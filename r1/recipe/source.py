@@ -11,6 +11,7 @@ import torch
 
 from r1.models import MODELS
 from r1.models.tokenizer import load_tokenizer
+from r1.recipe.parts import VLLM_ENGINES
 from r1.recipe.provenance import read_record
 from r1.rollout.remote import RemoteModel
 
@@ -78,7 +79,9 @@ def load_source(config: Mapping[str, Any]) -> Source:
     record = {"model": name, "path": path, "fingerprint": policy.fingerprint()}
     if Path(path).is_dir() and (made_by := read_record(path)):
         record["provenance"] = made_by
-    return Source(policy=policy.to(_device(config["device"])), name=name, record=record)
+    # What vLLM serves is read once: on its GPU it would take the memory that vLLM is about to claim.
+    device = config["device"] or ("cpu" if config["rollout"].get("name") in VLLM_ENGINES else None)
+    return Source(policy=policy.to(_device(device)), name=name, record=record)
 
 
 def _device(name: str | None) -> torch.device:

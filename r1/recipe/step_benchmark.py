@@ -48,8 +48,8 @@ def open_verifier(config: Mapping[str, Any]) -> Iterator[StepVerifier]:
     sampling = build_sampling(config, num_generations=config["num_samples"])
     source = load_source(config)
     template = build(TEMPLATES, prompt_node(config, source.policy.tokenizer))
-    engine.load_weights(source.policy)
     try:
+        engine.load_weights(source.policy)
         ask = engine_ask(engine=engine, template=template, tokenizer=source.policy.tokenizer, sampling=sampling)
         yield build(STEP_VERIFIERS, node, ask=ask)
     finally:

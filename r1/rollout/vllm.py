@@ -56,7 +56,7 @@ class VLLMEngine:
         env: variables added to its environment; on CPUs VLLM_CPU_KVCACHE_SPACE=1 and TORCHDYNAMO_DISABLE=1 are there.
         log: its log; by default a file in the folder for temporary files.
         start_timeout: seconds it may take to start, or a server that runs already may be away.
-        max_restarts: times in a row that a server is brought back for the same work.
+        max_restarts: times in a row that a server is brought back without a completion in between.
         timeout: seconds for all completions of a prompt.
         concurrency: prompts in flight.
         api_key_env: environment variable that holds the server's key.
@@ -202,14 +202,18 @@ class VLLMEngine:
         answers: dict[int, list[Answer]] = {}
         is_right = lambda: self.client.versions() == {self.version}  # noqa: E731
         hand_over = tell and HandOver(tell, prompts, params, self.policy, answers=answers, is_right=is_right)
-        for attempt in range(self.max_restarts + 1):
+        num_failures = 0
+        while True:
+            num_answers = len(answers)
             gone = self._ask(prompts, params, answers, hand_over)
             if hand_over:
                 hand_over.settle()
             if not self._on_any_rank(gone is not None):
                 break
             gone = gone or ServerGoneError(f"{self.client.endpoint.url} is gone, as another rank says.")
-            if attempt == self.max_restarts or self._closed:
+            progressed = self._on_any_rank(len(answers) > num_answers)
+            num_failures = 1 if progressed else num_failures + 1
+            if num_failures > self.max_restarts or self._closed:
                 words = f"; {self.connection.server.last_words()}" if self.connection and self.connection.server else ""
                 raise EndpointError(f"{gone} Given up after rollout.max_restarts={self.max_restarts}{words}")
             self._on_rank_0(lambda gone=gone: self.connection.recover(gone, self.version))
@@ -239,6 +243,11 @@ class VLLMEngine:
             # A server has one version from its first answer to its last, so what came before it went is good.
             answers |= found
             return error
+        except EndpointError:  # of one request: what the others brought is good
+            if hand_over and hand_over.is_right():
+                answers |= found
+                hand_over.settle()
+            raise
         if versions != {self.version}:
             return self._other_weights(versions)
         answers |= found

@@ -101,10 +101,11 @@ class VLLMClient:
         Raises:
             EndpointError: no usable answer, or tokens that the policy does not have.
         """
+        size = num_drawn(params)
         body = {
             "model": self.model,
             "prompt": list(token_ids),
-            "n": params.num_generations,
+            "n": size,
             "seed": seed,
             "max_tokens": params.max_tokens,
             "temperature": params.temperature,
@@ -119,7 +120,6 @@ class VLLMClient:
             "logprobs": 0,
             "return_token_ids": True,
         }
-        size = params.num_generations
         answers = self.endpoint.post("/v1/completions", body, lambda found: _choices(found, size), stopped=stopped)
         vocab_size = policy.language_model.config.get_text_config(decoder=True).vocab_size
         for ids, _, _ in answers:
@@ -127,10 +127,15 @@ class VLLMClient:
                 raise EndpointError(
                     f"{self.endpoint.url} answered tokens that this policy does not have, or too many: {ids[:20]}"
                 )
-        return answers
+        return answers * (params.num_generations // size)
 
     def _control(self, path: str, body: Mapping[str, Any], parse: Any = lambda found: None) -> Any:
         return self.endpoint.post(path, body, parse, stopped=self._never)
+
+
+def num_drawn(params: SamplingParams) -> int:
+    """Return how many completions of a prompt are asked for: vLLM refuses to draw several that are all the same."""
+    return 1 if params.temperature == 0 else params.num_generations
 
 
 def _model_names(found: Any) -> list[str]:

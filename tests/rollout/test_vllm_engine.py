@@ -2,11 +2,14 @@
 
 import logging
 import os
+import shutil
 import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
+import uuid
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +18,14 @@ import pytest
 import torch
 from vllm_stand_in import change, greedy, prompts_of, stand_in, token_ids
 
+from r1.config import compose_config, plain
 from r1.prompts import TEMPLATES
+from r1.recipe.parts import build_engine
 from r1.rollout import ENGINES, vllm_rows
 from r1.rollout.base import mix_seed
 from r1.rollout.endpoint import EndpointError
 from r1.rollout.vllm_client import VLLMClient
+from r1.rollout.vllm_server import server_folder
 from r1.types import SamplingParams
 
 PARAMS = SamplingParams(num_generations=3, max_tokens=12, seed=5)
@@ -84,6 +90,15 @@ def test_weights_keep_the_servers_dtype_and_adapters_are_merged(make_policy):
         sent = dict(server.policy.model.named_parameters())
         for name, parameter in policy.model.named_parameters():
             assert torch.equal(sent[name], parameter.bfloat16().float())
+
+
+def test_greedy_completions_are_drawn_once_and_are_as_many_as_asked_for(make_policy):
+    policy = make_policy()
+    prompts, params = prompts_of(policy, PLAIN, 2), replace(PARAMS, temperature=0.0)
+    with stand_in(make_policy(seed=1)) as server:
+        engine = engine_of(server)
+        engine.load_weights(policy)
+        assert token_ids(engine.generate(prompts, params)) == token_ids(local_of(policy).generate(prompts, params))
 
 
 # ------------------------------------------------------------------------------------------- a server that goes away
@@ -267,9 +282,12 @@ def test_a_server_that_is_never_ready_is_ended(make_policy, tmp_path, monkeypatc
     wait_until(lambda: has_ended(int((tmp_path / "pid").read_text())))
 
 
-def test_a_server_does_not_outlive_its_trainer(tmp_path):
+def test_neither_a_server_nor_its_folder_outlives_its_trainer(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "socket").touch()
     server = [sys.executable, str(SUPERVISOR)]
-    code = f"import os, subprocess; subprocess.Popen({server} + [str(os.getpid()), 'sh', '-c', \
+    code = f"import os, subprocess; subprocess.Popen({server} + [str(os.getpid()), '{folder}', 'sh', '-c', \
         'echo $$ > {tmp_path}/pid; exec sleep 600'], start_new_session=True); input()"
     trainer = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
     wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip())
@@ -277,7 +295,17 @@ def test_a_server_does_not_outlive_its_trainer(tmp_path):
     os.kill(pid, 0)
     trainer.kill()
     trainer.wait()
-    wait_until(lambda: has_ended(pid))
+    wait_until(lambda: has_ended(pid) and not folder.exists())
+
+
+def test_the_folder_of_a_server_is_short_enough_for_a_socket_in_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("long" * 25)))
+    folder = server_folder()
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.bind(str(folder / str(uuid.uuid4())))
+    finally:
+        shutil.rmtree(folder)
 
 
 def has_ended(pid):
@@ -343,7 +371,18 @@ def test_a_server_that_reports_other_logps_is_refused(make_policy):
 
 def test_heads_that_vllm_cannot_run_on_a_cpu_are_refused_before_they_kill_it(make_policy):
     with stand_in(make_policy(), device="cpu") as server:
-        assert "this model's have 16; choose model.hidden_size" in refusal(engine_of(server), make_policy())
+        message = refusal(engine_of(server), make_policy())
+    assert message == (
+        "rollout.name=vllm: on a CPU, vLLM cannot serve this model: its attention heads have 16 dimensions, and vLLM "
+        "runs multiples of 32, 80 and 112. Use rollout=local"
+    )
+
+
+def test_heads_that_a_cpu_build_cannot_run_are_refused_before_it_is_started(make_policy, tmp_path):
+    script = f'[ "$1" = -c ] && exit 3; touch {tmp_path}/started; exit 1'
+    engine = ENGINES.build("vllm", python=executable(tmp_path, script), log=str(tmp_path / "vllm.log"))
+    assert "its attention heads have 16 dimensions" in refusal(engine, make_policy())
+    assert not (tmp_path / "started").exists() and not (tmp_path / "vllm.log").exists()
 
 
 @pytest.mark.parametrize("text", ["<html>hello</html>", "[1, 2]", '{"data": 3}'])
@@ -410,6 +449,13 @@ def test_an_interpreter_without_vllm_is_one_error(make_policy, tmp_path):
 def test_options_that_cannot_work_are_refused_at_once(options, message):
     with pytest.raises(ValueError, match=message):
         ENGINES.build("vllm", **options)
+
+
+def test_flags_and_variables_of_a_server_can_be_given_as_the_readme_has_them():
+    overrides = ["rollout=vllm", "rollout.flags={tensor_parallel_size: 2}", "rollout.env={CUDA_VISIBLE_DEVICES: 1}"]
+    engine = build_engine(plain(compose_config(["experiment=r1_zero_qwen2_5_7b", *overrides])))
+    assert engine._settings["flags"] == {"tensor_parallel_size": 2}
+    assert engine._settings["env"] == {"CUDA_VISIBLE_DEVICES": 1}
 
 
 def num_open_files(inode):

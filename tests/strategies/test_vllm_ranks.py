@@ -1,5 +1,7 @@
 """Several ranks with one vLLM server: rank 0 pushes whole weights, all ranks ask."""
 
+from importlib.util import find_spec
+
 import pytest
 from rank_runs import GRPO
 from vllm_stand_in import stand_in
@@ -29,6 +31,19 @@ def test_two_ranks_draw_what_one_draws(ranks, tmp_path, staleness):
         assert two.scalars["rollout/staleness"] == alone.scalars["rollout/staleness"] == [0.0] * 2 + [staleness] * 4
         assert two.scalars["train/loss"] == pytest.approx(alone.scalars["train/loss"], rel=0, abs=1e-6)
         assert server.count("/update_weights") == pushes  # rank 0's alone
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed: pip install 'r1[deepspeed]'")
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_the_server_gets_whole_weights_from_deepspeed_too(ranks, tmp_path, stage):
+    one_ahead = "algorithm.plan.max_staleness=1"
+    alone, server = run(ranks, tmp_path / "alone", one_ahead, world=1)
+    pushes = server.count("/update_weights")
+    two, server = run(ranks, tmp_path / "two", one_ahead, f"strategy=deepspeed_zero{stage}", world=2)
+    assert [line["token_ids"] for line in two.rollouts] == [line["token_ids"] for line in alone.rollouts]
+    assert two.scalars["train/loss"] == pytest.approx(alone.scalars["train/loss"], rel=0, abs=1e-6)
+    assert server.count("/update_weights") == pushes > 2
 
 
 @pytest.mark.slow
