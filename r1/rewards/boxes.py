@@ -12,8 +12,9 @@ Extraction = Literal["auto", "answer_tag", "boxed", "text"]
 EXTRACTIONS: tuple[Extraction, ...] = ("auto", "answer_tag", "boxed", "text")
 
 _MAX_BOXES = 16  # different ones; more is no list of answers but a guess at all of them
-_TOKEN = re.compile(r"\\f?boxed\s*\{|\\.|[{}]", re.DOTALL)
-_OPENS = re.compile(r"\\f?boxed\s*\{")
+_TOKEN = re.compile(r"\\(?:f?boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+_OPENS = re.compile(r"\\(?:f?boxed|fbox)\s*\{")
+_DOUBLED = re.compile(r"\\\\(?=f?boxed)")  # as JSON doubles backslashes
 
 
 def boxes(text: str) -> list[str] | None:
@@ -26,6 +27,7 @@ def split_boxes(text: str) -> tuple[list[str] | None, str]:
     """Return `boxes(text)` and the text without the boxes."""
     found: list[str] = []
     outside: list[str] = []
+    text = _DOUBLED.sub(r"\\", text)
     depth = start = end = 0
     for match in _TOKEN.finditer(text):
         token = match[0]

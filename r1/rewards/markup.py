@@ -1,4 +1,4 @@
-"""What surrounds an answer without being part of it: HTML, Markdown, check marks, doubled backslashes, other brackets."""
+"""What surrounds an answer and is no part of it: HTML, Markdown, check marks, doubled backslashes, other brackets."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from r1.rewards import algebra
 from r1.rewards.boxes import split_boxes
 from r1.rewards.comparison import same
+from r1.rewards.markup import without_markup
 from r1.rewards.notation import BIDI_CONTROLS, clean, is_tame, squeeze, strip_delimiters
 from r1.rewards.quantities import quantity
 from r1.rewards.structure import is_applied, is_measure, is_symbol, structure
@@ -19,7 +20,7 @@ from r1.rewards.wording import is_wording
 
 _MAX_CHARACTERS = 1000  # an answer longer than this, and four times its gold answer, is not an answer
 _MAX_BOXES = 16
-_BOX = re.compile(r"\\f?boxed\s*\{")
+_BOX = re.compile(r"\\(?:f?boxed|fbox)\s*\{")
 _SEGMENT = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _NAMED = re.compile(r"([^=<>]{1,40}?) ?= ?([^=<>]+)", re.DOTALL)
 _JOINT = re.compile(r"\$\s*(,\s*and|and|or|[,;])\s*\$")  # between two formulas
@@ -29,6 +30,7 @@ _LEAD = re.compile(r"^\\text\s*\{\s*(?:the )?(?:final )?answer(?: is)?:?\s*\}", 
 _OPTION = re.compile(r"^([A-J])\)(?=\s)")  # B) 15, whose bracket opens nowhere
 _LETTER = re.compile(r"(?<![A-Za-z\\])[A-J](?![A-Za-z])")  # a choice, or a symbol
 _LABEL = re.compile(r"^(?:\\text ?\{ ?)?\([A-J]\)(?: ?\})? ?(?=[^\s,;])(?!\\text ?\{ ?(?:or|and))")  # (C) 4\pi
+_CHOOSE = re.compile(r"^C ?\(([0-9]{1,4}), ?([0-9]{1,4})\)$")  # a point, where the gold answer is no number
 _THOUSAND = re.compile(r"(?<=[0-9]) ?k$")
 
 
@@ -62,6 +64,7 @@ def equivalent(gold: str, answer: str) -> bool | None:
         if is_sum or any(is_name(match[1]) for is_name in (is_symbol, is_measure, is_applied)):
             answer_text = match[2]
     if quantity(gold_text) is not None:
+        answer_text = _CHOOSE.sub(r"\\binom{\1}{\2}", answer_text)
         answer_text = _THOUSAND.sub(" thousand", answer_text)
     return same(gold_text, answer_text)
 
@@ -87,7 +90,8 @@ def warm_up() -> None:
 
 def _single(text: str) -> str | None:
     """Return the one expression that a text holds, without delimiters, or None when there are several."""
-    text = _JOINT.sub(lambda m: f" \\text{{ {m[1]} }} " if m[1].isalpha() else f"{m[1]} ", text.strip())
+    text = without_markup(text.strip())
+    text = _JOINT.sub(lambda m: f" \\text{{ {m[1]} }} " if m[1].isalpha() else f"{m[1]} ", text)
     if _BOX.search(text):
         inside, prose = split_boxes(text)
         found = {squeeze(box): box for box in inside or []}

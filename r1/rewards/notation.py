@@ -38,6 +38,10 @@ _SIZES = re.compile(
 _ONE_LETTER = re.compile(r"\\(?:mathrm|mathit|operatorname) ?\{ ?([ei]) ?\}")  # the constants, set upright
 _TEXT_NUMBER = re.compile(r"\\text ?\{ ?([+-]?[0-9][0-9.,]*) ?\}")
 _LETTER_LIST = re.compile(r"\\text ?\{ ?(\(?[A-Z]\)?(?:(?:, ?and|,| and) ?\(?[A-Z]\)?)+) ?\}")
+_OPEN_INTERVAL = re.compile(r"([\[\]]) ?([^\[\]()]+?) ?[;,] ?([^\[\]()]+?) ?([\[\]])")  # ]a, b[
+_PER = re.compile(r"\\text ?\{ ?([A-Za-z]+) ([A-Za-z]+) ?\^ ?\{? ?-([12]) ?\}? ?\}")  # m s^{-1}
+_DOTS = re.compile(r"(\.[0-9]*)\\dot ?\{?([0-9])\}?(?:([0-9]*)\\dot ?\{?([0-9])\}?)?")  # 0.\dot{1}\dot{8}
+_CYCLE = re.compile(r"^([+-]?[0-9]*\.[0-9]*) ?\(([0-9]+)\)$")  # 0.(18)
 _BRACED_COLON = re.compile(r"\s*\{ *: *\}\s*")
 _BRACED_COMMA = re.compile(r"\s*\{ *, *\}\s*")
 _POWER_THEN_NUMBER = re.compile(r"(\^(?:\{[0-9]+\}|[0-9])) (?=[0-9])")
@@ -63,7 +67,10 @@ _ROOT_DIGIT = re.compile(r"\\sqrt\s*([0-9A-Za-z])(?![0-9])")
 _ROOT_DIGITS = re.compile(r"\\sqrt\s*([0-9]+)")
 _POWER = re.compile(r"\^\s*(-?[0-9]{2,}(?![0-9])|-[0-9A-Za-z])")
 _POWER_IN_PARENTHESES = re.compile(r"\^\s*\(([^()]*)\)")
-_INFINITY = re.compile(r"(?:\\text ?\{ ?)?(?:(negative|minus|-)|positive|plus|\+)? ?infinity ?\}?", re.IGNORECASE)
+_INFINITY = re.compile(
+    r"(?:\\text ?\{ ?)?(?:diverges (?:to|towards) ?(?:\} ?)?)?(?:(negative|minus|-)|positive|plus|\+)? ?(?:infinity|\\infty) ?\}?",
+    re.IGNORECASE,
+)
 _PHANTOM = re.compile(r"\\[hv]?phantom\s*\{[^{}]*\}")
 _ROW_GAP = re.compile(r"\\\\ ?\[ ?[0-9.]+ ?(?:pt|em|ex|mm|cm)\]")
 _PLAIN_WORDS = {
@@ -104,7 +111,9 @@ def clean(text: str) -> str:
     text = re.sub(r"^\s*\\approx(?![A-Za-z])", "", text)
     text = re.sub(r",\s?\\!\s?", ",", text)
     text = re.sub(r"\\\{\s*\\\}", r"\\emptyset", text)
-    text = _TIGHT.sub("", text)
+    text = _PER.sub(
+        lambda m: f"\\text{{{m[1]}/{m[2]}{'^2' if m[3] == '2' else ''}}}", _GAPS.sub(" ", _TIGHT.sub("", text))
+    )
     text = _TEXT_NUMBER.sub(r"\1", _GAPS.sub(" ", text)).strip()
     text = _plain_roots(text)
     for _ in range(2):
@@ -123,6 +132,9 @@ def clean(text: str) -> str:
         text = match[1]
     if match := _ABSOLUTE.fullmatch(text):
         text = _without_absolute(*match.groups())
+    if text[:1] == "]" or text[-1:] == "[":
+        text = _OPEN_INTERVAL.sub(_with_round_brackets, text)
+    text = _CYCLE.sub(r"\1\\overline{\2}", _DOTS.sub(r"\1\\overline{\2\3\4}", text))
     text = _BUILDER.sub(r"\1", text)
     text = _POSITIVE.sub(r"(0,\\infty)", _REALS_WITHOUT.sub(_without_reals, text))
     text = _REALS.sub(r"(-\\infty,\\infty)", text)
@@ -216,6 +228,11 @@ def _clean_unicode(text: str) -> str:
     text = _ROOT.sub(lambda m: "\\sqrt{" + m[1].strip("(){}") + "}", text)
     text = "".join(_SYMBOLS.get(char, char) for char in text)
     return unicodedata.normalize("NFKC", text)
+
+
+def _with_round_brackets(match: re.Match[str]) -> str:
+    opening, low, high, closing = match.groups()
+    return f"{'(' if opening == ']' else '['}{low},{high}{')' if closing == '[' else ']'}"
 
 
 def _without_reals(match: re.Match[str]) -> str:

@@ -29,7 +29,7 @@ _DOTTED = re.compile(r"([+-]?)([0-9]*)\.([0-9]*?)([0-9])\4{2,} ?\\ldots")  # 0.3
 _LONG_DECIMAL = re.compile(r"[+-]?0*(?P<whole>[0-9]*)\.(?P<digits>[0-9]+)")
 _FULL_PRECISION = 12  # significant digits
 _SCIENTIFIC = re.compile(
-    r"([+-]?[0-9]+(?:\.[0-9]+)?) ?"
+    r"([+-]?[0-9]+(?:\.[0-9]+|,(?:[0-9]{1,2}|[0-9]{4,})(?![0-9]))?) ?"
     r"(?:(?:\\times|\\cdot|\*|x) ?10 ?\^ ?(?:\{([+-]?[0-9]{1,4})\}|([0-9]))|[eE]([+-]?[0-9]{1,4}))"
 )
 _CURRENCY = re.compile(r"([+-]?) ?(?:\$|\u20ac|\u00a3|EUR |GBP |USD |US\$) ?")
@@ -70,6 +70,7 @@ _FACTORS = {
 }  # fmt: skip
 _PART = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(?:\\text ?\{ ?([A-Za-z]+)\.? ?,? ?(?:and)? ?\}|([A-Za-z]+))")
 _PARTS = re.compile(rf"{_PART.pattern}(?:,? ?(?:and |\\text ?\{{ ?and ?\}})? ?{_PART.pattern})+")
+_ARC = re.compile(r"(-?)([0-9]{1,3}) ?\^ ?\{? ?\\circ ?\}? ?([0-9]{1,2}) ?'(?: ?([0-9]{1,2}) ?(?:''|\"))?")
 _CHINESE = re.compile(r"\s*[\u4e00-\u9fff]{1,6}\s*")
 _SHARE = re.compile(r"^(\s*(?:\\text ?\{ ?)?)of (?:all the|the|all|an?|his|her|their|its|my|your) ")  # 3/8 of the cake
 _NUMBER_WORDS = {
@@ -138,6 +139,8 @@ def quantity(text: str) -> Quantity | None:
     """Return a number with its unit, or None for anything else."""
     if text.casefold() in _NUMBER_WORDS:
         return Quantity(Fraction(_NUMBER_WORDS[text.casefold()]))
+    if (degrees := _degrees(text)) is not None:
+        return Quantity(degrees, "deg")
     core, unit = split_unit(text)
     value = number(core)
     if value is None:
@@ -209,7 +212,7 @@ def _scientific(text: str) -> Fraction | None:
     if match is None:
         return None
     exponent = int(match[2] or match[3] or match[4])
-    return Fraction(match[1]) * Fraction(10) ** exponent if abs(exponent) <= _MAX_EXPONENT else None
+    return Fraction(match[1].replace(",", ".")) * Fraction(10) ** exponent if abs(exponent) <= _MAX_EXPONENT else None
 
 
 def _unit(text: str) -> str | None:
@@ -224,7 +227,7 @@ def _unit(text: str) -> str | None:
     if len(words) > 6 or any(word.lower() in _NO_UNITS for word in words) or "%" in text:
         return None
     for word in _UNIT_WORDS.findall(re.sub(r"\\(?:circ|mu)", " ", loose)):
-        is_first = text.startswith(word) or re.search(rf"/ ?{word}(?![A-Za-z])", text) is not None  # m, and s of m/s
+        is_first = text.startswith(word) or re.search(rf"(?:/|\\circ ?\}}?) ?{word}(?![A-Za-z])", text) is not None
         if len(word) == 1 and (word not in _LETTER_UNITS or not is_first):
             return None
     body = re.sub(r"\\text ?\{([^{}]*)\}", r" \1 ", text)
@@ -253,6 +256,15 @@ def _sum_of_parts(text: str) -> Quantity | None:
         return None
     total = sum(amount * factor for (amount, _), factor in zip(parts, factors, strict=True))
     return Quantity(total, "$") if known[0][0] == "$" else Quantity(total / factors[-1], units[-1])
+
+
+def _degrees(text: str) -> Fraction | None:
+    """Return the value of degrees with minutes and perhaps seconds of arc, or None."""
+    match = _ARC.fullmatch(text.strip())
+    if match is None:
+        return None
+    value = int(match[2]) + Fraction(int(match[3]), 60) + Fraction(int(match[4] or 0), 3600)
+    return -value if match[1] else value
 
 
 def _in_base_units(quantity: Quantity) -> tuple[Fraction, str]:

@@ -28,16 +28,20 @@ _MATRIX = re.compile(
     r"\\begin ?\{(?P<name>[pbvB]?matrix|array|cases)\}(?:\{[clr|]*\})?(?P<body>.*)\\end ?\{(?P=name)\}", re.DOTALL
 )
 _CONDITION = re.compile(r"^\s*(?:\\text ?\{ ?)?(?:if|for|when)(?![A-Za-z]) ?\}?|\\text ?\{ ?(?:if|for|when) ?\}$")
-_MEMBER = re.compile(r"[A-Za-z](?:_\{?\w\}?)? ?\\in (?P<set>.+)", re.DOTALL)
+_MEMBER = re.compile(r"[A-Za-z](?:_\{?\w\}?)? ?\\in(?![a-z]) ?(?P<set>.+)", re.DOTALL)
 _PM = re.compile(r"\\(pm|mp)(?![A-Za-z])")
 _UNIT_VECTOR = re.compile(
     r"([+-]?[^+-]*?) ?(?:\\cdot ?)?\\(?:text|hat|vec|bm) ?\{ ?\\?(?:text ?\{)?([ijk])(?:math)?\}?\}"
 )
+_INTEGERS = re.compile(
+    r"\\\{ ?[a-z] ?\\in ?\\mathbb ?\{?(?P<of>[ZN])\}? ?(?:[:|]|\\text ?\{ ?such that ?\}) ?(?P<bounds>[^:|]+)\\\}"
+)
+_MAX_INTEGERS = 64
 _BUILDER = re.compile(r"[|:]")
 _NAME = r"[A-Za-z](?:_\{?\w+\}?)?"
 _SYMBOL = re.compile(
     rf"\({_NAME}(?:, ?{_NAME})+\)|"
-    r"(?:[A-Za-z]|\\(?!text)[A-Za-z]+|\\text ?\{[^{}]*\}|\\angle ?[A-Z]{1,3}|[A-Za-z]{2,}(?: [A-Za-z]+)*)"
+    r"(?:[A-Za-z]|\\(?:vec|hat|bar|overline|overrightarrow|tilde) ?\{[A-Za-z]{1,3}\}|\\(?!text)[A-Za-z]+|\\text ?\{[^{}]*\}|\\angle ?[A-Z]{1,3}|[A-Za-z]{2,}(?: [A-Za-z]+)*)"
     r"(?:_(?:\w|\{\w+\}))?'{0,3}(?:\^\{-1\})?(?: ?\([a-zA-Z, ]{1,9}\))?"
 )
 _APPLIED = re.compile(  # f^{-1}(1/5), P(5), A^{100}, \sin^2 \theta
@@ -83,11 +87,11 @@ def structure(text: str) -> Node:
         return Node(inner.kind, inner.text, inner.items, inner.marks, member=True)
     parts = split_top(text, _CUP)
     if len(parts) > 1:
-        return Node("union", text, tuple(parts))
+        return _union(text, parts)
     if (vector := _in_unit_vectors(text)) is not None:
         return Node("tuple", text, vector, ("(", ")"))
     if match := _MATRIX.fullmatch(text):
-        return _matrix(text, match["body"])
+        return _matrix(text, match["body"], is_system=match["name"] == "cases")
     parts = _parts(text)
     if len(parts) > 1:
         return Node("list", text, _expanded(parts))
@@ -215,12 +219,34 @@ def _closes_last(text: str) -> bool:
     return False
 
 
-def _matrix(text: str, body: str) -> Node:
+def _matrix(text: str, body: str, *, is_system: bool = False) -> Node:
     rows = [row for row in re.split(r"\\\\", body) if row.strip()]
     cells = [[_CONDITION.sub("", cell).strip(" ,") for cell in row.split("&")] for row in rows]
     widths = {len(row) for row in cells}
+    if is_system and widths == {1}:
+        return Node("list", text, tuple(row[0] for row in cells))
     shape = f"{len(rows)}x{widths.pop()}" if len(widths) == 1 else "ragged"
     return Node("matrix", text, tuple(cell for row in cells for cell in row), (shape,))
+
+
+def _union(text: str, parts: list[str]) -> Node:
+    """Return a union, or the set that a union of sets is."""
+    nodes = [structure(part) for part in parts]
+    if not all(node.kind == "set" for node in nodes):
+        return Node("union", text, tuple(parts))
+    items = {squeeze(item): item for node in nodes for item in node.items}
+    return Node("set", text, tuple(items.values()))
+
+
+def _integers(text: str) -> Node | None:
+    r"""Return the set that `\{x \in \mathbb{Z} : -2 \le x < 2\}` is, if it has few elements, or None."""
+    match = _INTEGERS.fullmatch(text)
+    bounds = as_interval(structure(match["bounds"])) if match else None
+    if bounds is None or not all(re.fullmatch(r"-?[0-9]{1,6}", bound.strip()) for bound in bounds[1:3]):
+        return None
+    low, high = int(bounds[1]) + (bounds[0] == "("), int(bounds[2]) - (bounds[3] == ")")
+    low = max(low, 0 if match["of"] == "N" else low)
+    return Node("set", text, tuple(map(str, range(low, high + 1)))) if high - low < _MAX_INTEGERS else None
 
 
 def _rows(text: str, parts: list[str]) -> Node | None:
@@ -249,6 +275,8 @@ def _relation(text: str, sides: list[str]) -> Node:
 
 def _bracketed(text: str) -> Node:
     if text.startswith("\\{") and text.endswith("\\}") and _closes_last(text):
+        if (listed := _integers(text)) is not None:
+            return listed
         inside = text[2:-2].strip()
         if len(split_top(inside, _BUILDER)) > 1:
             return Node("leaf", text)

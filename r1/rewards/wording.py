@@ -9,6 +9,7 @@ import re
 from fractions import Fraction
 
 from r1.rewards.congruence import same_congruence
+from r1.rewards.dates import same_date
 from r1.rewards.notation import squeeze
 
 _RATIO = re.compile(r"[1-9][0-9]*(?: ?: ?[1-9][0-9]*)+")  # with a leading zero it is a time of day
@@ -28,7 +29,9 @@ _BASES = {
     "ten": "10",
 }
 _TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
-_WORDS = re.compile(r"[A-Za-z]{4,}(?:[ ,'-]+[A-Za-z]+)*|[A-Za-z]{2,}(?:[ ,'-]+[A-Za-z]+)+|[Yy]es|[Nn]o")
+_WORDS = re.compile(
+    r"[A-Za-z]{4,}(?:[ ,'-]+[A-Za-z]+)*|[A-Za-z]{2,}(?:[ ,'-]+[A-Za-z]+)+|[Yy]es|[Nn]o|odd|red|all|[A-Z][a-z]{2}"
+)
 _CHOICE = re.compile(r"[A-J]")
 _CHOICES = re.compile(r"[A-J]{2,}")
 _CHOSEN = re.compile(
@@ -36,12 +39,23 @@ _CHOSEN = re.compile(
     r"\(?([A-Ja-j])\)?(?:[.:)]\s*.*|\s*|\s+(?![A-J]\b|[(*+/^_=-]).*)",
     re.IGNORECASE | re.DOTALL,
 )
+_COMPOUND = re.compile(r"(?=.*[A-Z].*[A-Z])(?:\(?[A-Z][a-z]?[0-9]*\)?[0-9]*)+")
 _CLOCK = re.compile(r"([0-9]{1,2}):([0-5][0-9])(?::([0-5][0-9]))? ?(?:\\text ?\{)? ?(?:([AaPp])\.?[Mm]\.?)? ?\}?")
 
 
 def same_wording(gold: str, answer: str) -> bool | None:
     """Whether two such answers are the same; None where the gold answer is none of them."""
-    for compare in (_same_ratio, _same_base, _same_clock, same_congruence, _same_choices, _same_choice, _same_words):
+    for compare in (
+        _same_ratio,
+        _same_base,
+        _same_clock,
+        same_congruence,
+        _same_choices,
+        _same_choice,
+        same_date,
+        _same_words,
+        _same_compound,
+    ):
         verdict = compare(gold, answer)
         if verdict is not None:
             return verdict
@@ -121,6 +135,8 @@ def _same_choice(gold: str, answer: str) -> bool | None:
     if match is None or (match[1].islower() and plain.strip("().") != match[1]):
         return None if _may_be_symbol(gold) else False
     rest = plain[match.end(1) :]
+    if re.search(r"[.!?]\s+[A-Z]", rest.lstrip(".:) ")):  # sentences, of which the first names some letter
+        return False
     if len(set(re.findall(r"\(([A-J])\)|\b([A-J])\)", rest))) > 0:
         return False
     return match[1].upper() == letter
@@ -143,9 +159,17 @@ def _may_be_symbol(gold: str) -> bool:
 def _same_words(gold: str, answer: str) -> bool | None:
     words = _words(gold)
     if words is None:  # as a formula, "tea" would be the product of its letters and equal "eat"
-        return None
+        inside = _TEXT.fullmatch(answer)
+        return True if inside and gold.isalpha() and len(gold) > 1 and _fold(inside[1]) == _fold(gold) else None
     found = _words(answer) or _fold(_TEXT.sub(r"\1", answer))
     return words == found or _variants(words) & _variants(found) != set()
+
+
+def _same_compound(gold: str, answer: str) -> bool | None:
+    r"""Compare chemical formulas, `\text{H}_2\text{O}` and `H_2O`; None unless they are the same, as digits in a base."""
+    left, right = (re.sub(r"(?<=[A-Za-z)])_?\{?([0-9]+)\}?", r"\1", _TEXT.sub(r"\1", text)) for text in (gold, answer))
+    left, right = left.replace(" ", ""), right.replace(" ", "")
+    return True if left == right and _COMPOUND.fullmatch(left) else None
 
 
 def _words(text: str) -> str | None:
@@ -162,6 +186,7 @@ def _fold(text: str) -> str:
 
 def _variants(words: str) -> set[str]:
     words = re.sub(r"^(?:the|an?|it is) ", "", words).replace("doesn't", "does not")
+    words = words.replace("grey", "gray")
     words = "does not exist" if words in ("dne", "d.n.e") else words
     return {words, words.replace("-", " "), words.replace(" ", "")} | (
         {"yes", "true"} if words in ("yes", "true") else {"no", "false"} if words in ("no", "false") else set()
