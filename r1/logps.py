@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from r1.native.ops import logits_gradient, logps_of_logits, matmul
+from r1.native.logps import logps_backward, logps_forward
 
 # Logits elements per chunk: 64 MiB of float32 on a CPU; accelerators need larger matrix products to stay busy.
 CPU_CHUNK_ELEMENTS = 2**24
@@ -94,9 +94,7 @@ def token_logps(
             f"expected hidden (N, H), weight (V, H), targets (N,); found {tuple(hidden.shape)}, "
             f"{tuple(weight.shape)}, {tuple(targets.shape)}"
         )
-    if chunk_size is None:
-        chunk_size = default_chunk_size(weight.shape[0], weight.device)
-    if chunk_size < 1:
+    if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, found {chunk_size}")
     device_type = hidden.device.type
     autocast = torch.is_autocast_enabled(device_type)
@@ -104,6 +102,8 @@ def token_logps(
     tensors = [t for t in (hidden, weight, bias) if t is not None]
     native = native and device_type == "cpu" and softcap is None and matmul_dtype == torch.float32
     native = native and all(t.dtype == torch.float32 for t in tensors)
+    if chunk_size is None and not native:
+        chunk_size = default_chunk_size(weight.shape[0], weight.device)
     shape = (temperature, softcap, logit_scale)
     with torch.autocast(device_type, enabled=False):
         logps, entropy = _TokenLogps.apply(
@@ -123,28 +123,17 @@ class _TokenLogps(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         shape: tuple[float, float | None, float],
-        chunk_size: int,
+        chunk_size: int | None,
         with_entropy: bool,
         matmul_dtype: torch.dtype,
         native: bool,
     ) -> tuple[Tensor, Tensor]:
-        dtype = torch.float64 if torch.float64 in (hidden.dtype, weight.dtype) else torch.float32
-        logps = torch.empty(targets.shape, dtype=dtype, device=hidden.device)
-        logsumexps = torch.empty_like(logps)
-        entropy = torch.empty_like(logps) if with_entropy else logps.new_empty(0)
-        projection = weight.to(matmul_dtype)
-        for rows in _chunks(len(targets), chunk_size):
-            if native:
-                logits = _native_logits(hidden[rows], weight, bias)
-                parts = logps_of_logits(logits, targets[rows], shape[2] / shape[0], with_entropy=with_entropy)
-                for whole, part in zip((logps, logsumexps, entropy), parts, strict=True):
-                    whole[rows] = part
-                continue
-            logits, _ = _chunk_logits(hidden[rows], projection, bias, shape, dtype)
-            logsumexps[rows] = logits.logsumexp(-1)
-            logps[rows] = logits.gather(-1, targets[rows, None]).squeeze(-1) - logsumexps[rows]
-            if with_entropy:
-                entropy[rows] = _entropy(logits, logsumexps[rows])
+        if native:
+            options = {"chunk_size": chunk_size, "with_entropy": with_entropy}
+            found = logps_forward(hidden, weight, bias, targets, shape[2] / shape[0], **options)
+        else:
+            found = _chunked_logps(hidden, weight, bias, targets, shape, chunk_size, with_entropy, matmul_dtype)
+        logps, logsumexps, entropy = found
         ctx.save_for_backward(hidden, weight, bias, targets, logsumexps)
         ctx.constants = (shape, chunk_size, matmul_dtype, native)
         ctx.mark_non_differentiable(entropy)
@@ -158,11 +147,40 @@ class _TokenLogps(torch.autograd.Function):
             return *_chunked_gradients(ctx, grad_logps), None, None, None, None, None, None
 
 
+def _chunked_logps(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    shape: tuple[float, float | None, float],
+    chunk_size: int,
+    with_entropy: bool,
+    matmul_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return log-probabilities, the logs of the denominators, and entropies (or empty)."""
+    dtype = torch.float64 if torch.float64 in (hidden.dtype, weight.dtype) else torch.float32
+    logps = torch.empty(targets.shape, dtype=dtype, device=hidden.device)
+    logsumexps = torch.empty_like(logps)
+    entropy = torch.empty_like(logps) if with_entropy else logps.new_empty(0)
+    projection = weight.to(matmul_dtype)
+    for rows in _chunks(len(targets), chunk_size):
+        logits, _ = _chunk_logits(hidden[rows], projection, bias, shape, dtype)
+        logsumexps[rows] = logits.logsumexp(-1)
+        logps[rows] = logits.gather(-1, targets[rows, None]).squeeze(-1) - logsumexps[rows]
+        if with_entropy:
+            entropy[rows] = _entropy(logits, logsumexps[rows])
+        del logits  # or they would still be there while the next chunk's are computed
+    return logps, logsumexps, entropy
+
+
 def _chunked_gradients(ctx: Any, grad_logps: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients for hidden, weight and bias, None where not needed."""
     hidden, weight, bias, targets, logsumexps = ctx.saved_tensors
     shape, chunk_size, matmul_dtype, native = ctx.constants
-    need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+    need_hidden, need_weight, need_bias = needed = ctx.needs_input_grad[:3]
+    if native:
+        arguments = (hidden, weight, bias, targets, shape[2] / shape[0], logsumexps, grad_logps)
+        return logps_backward(*arguments, chunk_size=chunk_size, needed=needed)
     dtype = logsumexps.dtype
     projection = weight.to(matmul_dtype)
     grad_hidden = torch.zeros_like(hidden) if need_hidden else None
@@ -170,16 +188,6 @@ def _chunked_gradients(ctx: Any, grad_logps: Tensor) -> tuple[Tensor | None, Ten
     grad_weight = torch.zeros(weight.shape, dtype=dtype, device=weight.device) if need_weight else None
     grad_bias = torch.zeros(weight.shape[:1], dtype=dtype, device=weight.device) if need_bias else None
     for rows in _chunks(len(targets), chunk_size):
-        if native:
-            logits = _native_logits(hidden[rows], weight, bias)
-            grad = logits_gradient(logits, targets[rows], shape[2] / shape[0], logsumexps[rows], grad_logps[rows])
-            if grad_bias is not None:
-                grad_bias += grad.sum(0)
-            if grad_hidden is not None:
-                matmul(grad, weight, out=grad_hidden[rows])
-            if grad_weight is not None:
-                matmul(grad.t(), hidden[rows], out=grad_weight, add=True)
-            continue
         logits, capped = _chunk_logits(hidden[rows], projection, bias, shape, dtype)
         grad = _chunk_logits_grad(logits, capped, logsumexps[rows], targets[rows], grad_logps[rows], shape)
         if grad_bias is not None:
@@ -189,16 +197,12 @@ def _chunked_gradients(ctx: Any, grad_logps: Tensor) -> tuple[Tensor | None, Ten
             grad_hidden[rows] = (grad @ projection).to(hidden.dtype)
         if grad_weight is not None:
             _accumulate_product(grad_weight, grad.T, hidden[rows].to(matmul_dtype))
+        del logits, capped, grad
     return (
         grad_hidden,
         None if grad_weight is None else grad_weight.to(weight.dtype),
         None if grad_bias is None else grad_bias.to(bias.dtype),
     )
-
-
-def _native_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    logits = matmul(hidden, weight.t())
-    return logits if bias is None else logits.add_(bias)
 
 
 def _chunks(num_rows: int, chunk_size: int) -> list[slice]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from r1.models.lora import is_peft_model
 from r1.models.packing import pack
 from r1.native import NativeUnavailable, load_library
+from r1.native.gradients import embedding
 from r1.native.ops import Layout, attention_block, feed_forward_block, rms_norm
 
 MODEL_TYPES = ("llama", "qwen2", "qwen3")
@@ -70,7 +70,7 @@ def packed_hidden(model: Any, input_ids: Tensor, prompt_lengths: Tensor, mask: T
     """
     config, backbone = model.config, model.model
     packed = pack(input_ids, prompt_lengths, mask)
-    hidden = F.embedding(packed.input_ids, backbone.embed_tokens.weight, backbone.padding_idx)
+    hidden = embedding(packed.input_ids, backbone.embed_tokens.weight, backbone.padding_idx)
     length = int(packed.positions.max()) + 1
     with torch.no_grad():
         cos, sin = backbone.rotary_emb(hidden, position_ids=torch.arange(length)[None])

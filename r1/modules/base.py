@@ -7,10 +7,12 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.utils.data import DataLoader
 
 from r1.distributed import rank_and_world
 from r1.modules.optimizer import OptimizerSettings
+from r1.native.gradients import adding_in_place
 from r1.rollout.evaluate import Evaluator
 
 
@@ -66,6 +68,11 @@ class PolicyModule(L.LightningModule):
             batches = min(len(loader), limit) if isinstance(limit, int) else int(len(loader) * limit)
             bounds.append(trainer.max_epochs * math.ceil(batches / trainer.accumulate_grad_batches))
         return min(bounds, default=0)
+
+    def backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        # One process alone: nobody else waits for the gradients of this pass.
+        with adding_in_place(type(self.trainer.strategy) is SingleDeviceStrategy):
+            super().backward(loss, *args, **kwargs)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]

@@ -103,7 +103,7 @@ def logps_of_logits(logits: Tensor, targets: Tensor, scale: float, *, with_entro
 
     Args:
         logits: (n, V), contiguous.
-        targets: (n,) int64.
+        targets: (n,) int64. Of one outside of [0, V) nothing is said.
         scale: above 0.
         with_entropy: whether to compute the entropy.
     """

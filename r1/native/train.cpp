@@ -381,6 +381,7 @@ void gated_backward(const float* dact, const float* gate_up, float* dgate_up, in
 }
 
 // Of logits (n, V) times `scale`: log softmax at the targets, the softmax's log denominator, and (if asked) the entropy.
+// A target outside of them is in another tile of the vocabulary, and its entry is left alone.
 void logps_forward(float* logits, const int64_t* targets, float scale, float* logps, float* logsumexps, float* entropy,
                    int32_t n, int32_t vocab, int32_t num_threads) {
     (void)num_threads;
@@ -403,7 +404,7 @@ void logps_forward(float* logits, const int64_t* targets, float scale, float* lo
         }
         const float log_total = float(std::log(total));
         logsumexps[i] = top * scale + log_total;
-        logps[i] = (row[targets[i]] - top) * scale - log_total;
+        if (targets[i] >= 0 && targets[i] < vocab) logps[i] = (row[targets[i]] - top) * scale - log_total;
         if (entropy) entropy[i] = float(std::log(total) - weighted / total);
     }
 }
@@ -417,7 +418,7 @@ void logps_backward(float* logits, const int64_t* targets, float scale, const fl
         float* row = logits + i * vocab;
         const float weight = weights[i] * scale, lse = logsumexps[i];
         for (int v = 0; v < vocab; ++v) row[v] = -weight * exp_f32(row[v] * scale - lse);
-        row[targets[i]] += weight;
+        if (targets[i] >= 0 && targets[i] < vocab) row[targets[i]] += weight;
     }
 }
 }

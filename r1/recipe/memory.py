@@ -199,7 +199,7 @@ def logits_bytes(setup: MemorySetup) -> float:
         copies = DIVERGENCE_COPIES[setup.loss] + (STALE_COPIES if several else 0)
         return copies * chunk + gradient + projection + 2 * states + teacher
     forward = (3 if setup.loss == "logps_entropy" else 2) * chunk
-    backward = chunk * (1 if product == 4 else 1.5) + (chunk if several else 0) + gradient + states
+    backward = chunk * (1 if product == 4 else 1.5) + gradient + states
     return states + projection + max(forward, backward)
 
 

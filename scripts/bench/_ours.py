@@ -6,10 +6,9 @@ from typing import Any
 
 import lightning as L
 from _floor import matmul_rate, step_flops
-from _step import BenchSettings, StepGate, build_policy, letter_share, problem_stream
+from _step import BenchSettings, StepGate, build_objective, build_policy, letter_share, problem_stream
 from lightning.pytorch import Callback
 
-from r1.losses.objective import PolicyObjective
 from r1.models.reference import build_reference
 from r1.modules.grpo import GRPOModule
 from r1.prompts import TEMPLATES
@@ -21,8 +20,6 @@ from r1.rollout.loader import RolloutLoader
 from r1.rollout.plan import RolloutPlan
 from r1.rollout.source import GroupSource
 from r1.types import SamplingParams
-
-AGGREGATIONS = {"grpo": "sequence_mean", "dapo": "token_mean"}
 
 
 class _Gate(Callback):
@@ -42,15 +39,6 @@ class _Gate(Callback):
         if self.gate.started is None:
             self.gate.connection.send(matmul_rate(pl_module.policy.model))
         trainer.should_stop = not self.gate.step_ends(tokens, lambda: step_flops(pl_module, self.settings))
-
-
-def build_objective(settings: BenchSettings) -> PolicyObjective:
-    return PolicyObjective(
-        surrogate="clipped",
-        options={"clip_low": 0.2, "clip_high": 0.2},
-        aggregation=AGGREGATIONS[settings.loss],
-        kl_coef=settings.beta,
-    )
 
 
 def build_module(settings: BenchSettings) -> GRPOModule:

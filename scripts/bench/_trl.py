@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 import transformers
-from _ours import build_objective
-from _step import BenchSettings, StepGate, build_policy, letter_share, problems
+from _step import BenchSettings, StepGate, build_objective, build_policy, letter_share, problems
 from datasets import Dataset
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback
@@ -93,12 +92,14 @@ def build_config(settings: BenchSettings, mode: str, folder: str) -> GRPOConfig:
 def run(settings: BenchSettings, gate: StepGate, mode: str) -> None:
     """Train, one step each time the gate opens."""
     transformers.utils.logging.disable_progress_bar()
-    policy = build_policy(settings)
     with tempfile.TemporaryDirectory() as folder:
+        # TRL makes the reference by loading the policy's weights a second time, so they have to lie in a folder.
+        policy = build_policy(settings)
+        model, tokenizer = str(policy.save(Path(folder) / "model")), policy.tokenizer
+        del policy  # or it would count as TRL's memory
         trainer = _TimedTrainer(
-            # TRL makes the reference by loading the policy's weights a second time, so they have to lie in a folder.
-            model=str(policy.save(Path(folder) / "model")),
-            processing_class=policy.tokenizer,
+            model=model,
+            processing_class=tokenizer,
             reward_funcs=letter_share,
             args=build_config(settings, mode, folder),
             train_dataset=Dataset.from_list([{"prompt": p.prompt} for p in problems(settings)]),

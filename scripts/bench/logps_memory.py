@@ -1,8 +1,9 @@
 """Peak memory of the log-probability step, chunked against plain: python scripts/bench/logps_memory.py
 
-One step is forward and backward from hidden states to token log-probabilities through the output embedding. The plain
-way holds float32 logits of every token. Each measurement runs in a process of its own; memory is its peak resident
-size over the size just before the step, gradients of hidden states and output embedding included.
+One step is forward and backward from hidden states to token log-probabilities through the output embedding: in the
+fused loops of CPUs, in chunks on torch's own operations, and the plain way, with float32 logits of every token. Each
+measurement runs in a process of its own; memory is its peak resident size over the size just before the step, gradients
+of hidden states and output embedding included.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ import subprocess
 import sys
 import time
 
+import _clone  # noqa: F401
+
 MIB = 2**20
+WAYS = ("fused", "chunked", "plain")
 
 
 def step(way: str, num_tokens: int, hidden_size: int, vocab_size: int) -> tuple[float, float]:
@@ -25,15 +29,15 @@ def step(way: str, num_tokens: int, hidden_size: int, vocab_size: int) -> tuple[
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(num_tokens, hidden_size, generator=generator).requires_grad_()
-    weight = (0.02 * torch.randn(vocab_size, hidden_size, generator=generator)).requires_grad_()
+    weight = torch.randn(vocab_size, hidden_size, generator=generator).mul_(0.02).requires_grad_()
     targets = torch.randint(vocab_size, (num_tokens,), generator=generator)
     # Kernels and thread pools are set up by a first small step, outside of the measurement.
-    token_logps(hidden[:1], weight[:8], targets[:1] % 8)[0].sum().backward()
-    hidden.grad = weight.grad = None
+    small = [x.detach().clone().requires_grad_() for x in (hidden[:1], weight[:8])]
+    token_logps(*small, targets[:1] % 8, native=way == "fused")[0].sum().backward()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
-    if way == "chunked":
-        logps, _ = token_logps(hidden, weight, targets)
+    if way != "plain":
+        logps, _ = token_logps(hidden, weight, targets, native=way == "fused")
     else:
         logps = torch.log_softmax(hidden @ weight.T, -1).gather(-1, targets[:, None]).squeeze(-1)
     logps.mean().backward()
@@ -68,11 +72,11 @@ def main() -> None:
         print(*step(way, *map(int, sizes)))
         return
     print(f"vocabulary {arguments.vocab:,}, hidden size {arguments.hidden}, float32, forward and backward\n")
-    print(f"{'tokens':>7} {'all logits':>12} {'chunked':>20} {'plain':>20}")
+    print(f"{'tokens':>7} {'all logits':>12} {'fused loops':>20} {'chunked':>20} {'plain':>20}")
     for num_tokens in arguments.tokens:
         logits = f"{num_tokens * arguments.vocab * 4 / MIB:,.0f} MiB"
-        cells = [measure(way, num_tokens, arguments.hidden, arguments.vocab) for way in ("chunked", "plain")]
-        print(f"{num_tokens:>7} {logits:>12} {cells[0]:>20} {cells[1]:>20}", flush=True)
+        cells = [measure(way, num_tokens, arguments.hidden, arguments.vocab) for way in WAYS]
+        print(f"{num_tokens:>7} {logits:>12}", *(f"{cell:>20}" for cell in cells), flush=True)
 
 
 if __name__ == "__main__":

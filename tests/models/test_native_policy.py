@@ -7,6 +7,7 @@ from r1.logps import token_logps
 from r1.models import Policy, tiny_llama, tiny_qwen2, tiny_qwen3
 from r1.models.packing import pack
 from r1.native import NativeUnavailable, load_library
+from r1.native.gradients import adding_in_place, embedding
 from r1.native.ops import matmul
 
 try:
@@ -119,7 +120,7 @@ def test_products_of_matrices_are_those_of_torch(sizes):
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("vocab", [7, 3000])
+@pytest.mark.parametrize("vocab", [7, 3000, 5000])  # tiles of 2,048: one, two, three
 def test_the_fused_softmax_gives_logps_entropies_and_gradients_of_torch(bias, vocab):
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(9, 20, generator=generator), torch.randn(vocab, 20, generator=generator)]
@@ -134,6 +135,56 @@ def test_the_fused_softmax_gives_logps_entropies_and_gradients_of_torch(bias, vo
 
     for found, wanted in zip(run(torch.float32, True), run(torch.float64, False), strict=True):
         torch.testing.assert_close(found.double(), wanted, rtol=2e-5, atol=2e-5)
+
+
+def gradients_of_two_passes(policy, **options):
+    """The gradients that two micro-batches add up to, and where those of the embedding lay in between."""
+    input_ids, prompt_lengths, mask = batch()
+    weight = policy.model.get_input_embeddings().weight
+    places = []
+    for rows in (slice(0, 3), slice(3, 5)):
+        logps, _ = policy(input_ids[rows], prompt_lengths[rows], mask[rows])
+        with adding_in_place(**options):
+            logps.square().sum().backward()
+        places.append(weight.grad.data_ptr())
+    return {name: p.grad for name, p in policy.model.named_parameters()}, places
+
+
+@pytest.mark.parametrize("name", ["llama", "llama_gqa_untied"])
+def test_gradients_added_in_place_are_those_that_autograd_adds(name):
+    found, places = gradients_of_two_passes(perturbed(MODELS[name]()))
+    wanted, _ = gradients_of_two_passes(perturbed(MODELS[name]()), allowed=False)
+    assert places[0] == places[1]
+    for key, gradient in wanted.items():
+        assert (found[key] - gradient).norm() < 1e-6 * gradient.norm(), key
+
+
+def test_gradients_that_someone_waits_for_go_through_autograd():
+    policy = MODELS["llama_gqa_untied"]()
+    head, table = policy.model.get_output_embeddings().weight, policy.model.get_input_embeddings().weight
+    heard = []
+    head.register_hook(heard.append)
+    table.register_post_accumulate_grad_hook(heard.append)
+    with adding_in_place():
+        policy(*batch())[0].sum().backward()
+    assert len(heard) == 2
+    assert torch.equal(heard[0], head.grad)
+    before = [weight.grad.clone() for weight in (head, table)]
+    taken = torch.autograd.grad(policy(*batch())[0].sum(), (head, table))  # outside of `adding_in_place`
+    for one, kept, weight in zip(taken, before, (head, table), strict=True):
+        assert torch.equal(one, kept)  # the same pass once more
+        assert torch.equal(weight.grad, kept)
+
+
+@pytest.mark.parametrize("padding_idx", [None, 3])
+def test_the_embedding_is_torchs(padding_idx):
+    ids, table = torch.tensor([1, 3, 1, 0]), torch.arange(12.0).view(4, 3).requires_grad_()
+    results = []
+    for function in (embedding, torch.nn.functional.embedding):
+        rows = function(ids, table, padding_idx)
+        results.append((rows, *torch.autograd.grad((rows * torch.arange(12.0).view(4, 3)).sum(), table)))
+    for found, wanted in zip(*results, strict=True):
+        assert torch.equal(found, wanted)
 
 
 def test_the_modules_are_used_where_someone_listens_to_them_or_their_numbers_are_others():
