@@ -68,7 +68,8 @@ _ROOT_DIGITS = re.compile(r"\\sqrt\s*([0-9]+)")
 _POWER = re.compile(r"\^\s*(-?[0-9]{2,}(?![0-9])|-[0-9A-Za-z])")
 _POWER_IN_PARENTHESES = re.compile(r"\^\s*\(([^()]*)\)")
 _INFINITY = re.compile(
-    r"(?:\\text ?\{ ?)?(?:diverges (?:to|towards) ?(?:\} ?)?)?(?:(negative|minus|-)|positive|plus|\+)? ?(?:infinity|\\infty) ?\}?",
+    r"(?:\\text ?\{ ?)?(?:diverges (?:to|towards) ?(?:\} ?)?)?(?:(negative|minus|-)|positive|plus|\+)? ?"
+    r"(?:infinity|\\infty) ?\}?",
     re.IGNORECASE,
 )
 _PHANTOM = re.compile(r"\\[hv]?phantom\s*\{[^{}]*\}")

@@ -41,7 +41,8 @@ _BUILDER = re.compile(r"[|:]")
 _NAME = r"[A-Za-z](?:_\{?\w+\}?)?"
 _SYMBOL = re.compile(
     rf"\({_NAME}(?:, ?{_NAME})+\)|"
-    r"(?:[A-Za-z]|\\(?:vec|hat|bar|overline|overrightarrow|tilde) ?\{[A-Za-z]{1,3}\}|\\(?!text)[A-Za-z]+|\\text ?\{[^{}]*\}|\\angle ?[A-Z]{1,3}|[A-Za-z]{2,}(?: [A-Za-z]+)*)"
+    r"(?:[A-Za-z]|\\(?:vec|hat|bar|overline|overrightarrow|tilde) ?\{[A-Za-z]{1,3}\}|\\(?!text)[A-Za-z]+|"
+    r"\\text ?\{[^{}]*\}|\\angle ?[A-Z]{1,3}|[A-Za-z]{2,}(?: [A-Za-z]+)*)"
     r"(?:_(?:\w|\{\w+\}))?'{0,3}(?:\^\{-1\})?(?: ?\([a-zA-Z, ]{1,9}\))?"
 )
 _APPLIED = re.compile(  # f^{-1}(1/5), P(5), A^{100}, \sin^2 \theta

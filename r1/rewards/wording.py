@@ -166,7 +166,7 @@ def _same_words(gold: str, answer: str) -> bool | None:
 
 
 def _same_compound(gold: str, answer: str) -> bool | None:
-    r"""Compare chemical formulas, `\text{H}_2\text{O}` and `H_2O`; None unless they are the same, as digits in a base."""
+    r"""Compare chemical formulas, `\text{H}_2\text{O}` and `H_2O`; None unless they are the same."""
     left, right = (re.sub(r"(?<=[A-Za-z)])_?\{?([0-9]+)\}?", r"\1", _TEXT.sub(r"\1", text)) for text in (gold, answer))
     left, right = left.replace(" ", ""), right.replace(" ", "")
     return True if left == right and _COMPOUND.fullmatch(left) else None

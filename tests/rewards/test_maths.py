@@ -105,25 +105,35 @@ def test_workers_start_without_torch_and_algebra():
     assert done.stdout.strip() == "[]"
 
 
-# Of `_benchmarks` one pair is wrong by the question alone: it asks for inches, the answer is "10 feet", the gold 10.
+# Of `_benchmarks` one pair is wrong by the question alone: it asks for inches, the answer is "10 feet", the gold 10. Of
+# `_classes` one gold answer is a set of letters, which nothing here can compare.
 @pytest.mark.parametrize(
-    ("name", "accepted", "most_rejected"),
-    [("", 0, 0), ("_public", 0, 0), ("_fresh", 0, 0), ("_last", 0, 2), ("_everyday", 0, 1), ("_benchmarks", 1, 1)],
+    ("name", "num_not_rejected", "most_rejected"),
+    [
+        ("", 0, 0),
+        ("_public", 0, 0),
+        ("_fresh", 0, 0),
+        ("_last", 0, 2),
+        ("_everyday", 0, 1),
+        ("_benchmarks", 1, 1),
+        ("_classes", 1, 3),
+    ],
 )
-def test_the_pairs_of_the_collections_are_judged_right(grader, name, accepted, most_rejected):
+def test_the_pairs_of_the_collections_are_judged_right(grader, name, num_not_rejected, most_rejected):
     text = (Path(__file__).parents[1] / "data" / f"answer_pairs{name}.tsv").read_text(encoding="utf-8")
     rows = [line.split("\t") for line in text.splitlines()[1:]]
     outcomes = grader.map(Equivalent(), [(row[0], row[1]) for row in rows])
     wrong = [(row, o) for row, o in zip(rows, outcomes, strict=True) if o.value is not (row[2] == "yes")]
-    assert len([row for row, o in wrong if o.value is not False]) == accepted
-    assert len(wrong) - accepted <= most_rejected
+    assert len([row for row, o in wrong if o.value is not False]) == num_not_rejected
+    assert len(wrong) - num_not_rejected <= most_rejected
     assert len(rows) > 100
 
 
-# Two different boxes are no answer here, whatever is said between them, nor is an answer block left open. Chemistry is
-# not known.
+# Two different boxes are no answer here, whatever is said between them, nor is an answer block left open.
 @pytest.mark.parametrize(
-    ("name", "rejected"), [("", ["-12", "H2O"]), ("_benchmarks", ["18"])], ids=["completions", "of benchmarks"]
+    ("name", "rejected"),
+    [("", ["-12"]), ("_benchmarks", ["18"]), ("_classes", [])],
+    ids=["first", "benchmarks", "classes"],
 )
 def test_the_completions_of_the_collections_are_judged_right(grader, name, rejected):
     text = (Path(__file__).parents[1] / "data" / f"completions{name}.jsonl").read_text(encoding="utf-8")
@@ -132,7 +142,7 @@ def test_the_completions_of_the_collections_are_judged_right(grader, name, rejec
     outcomes = grader.map(Equivalent(), pairs)
     wrong = [row for row, outcome in zip(rows, outcomes, strict=True) if outcome.value is not row["right"]]
     assert [(row["gold"], row["right"]) for row in wrong] == [(gold, True) for gold in rejected]
-    assert len(rows) >= 120
+    assert len(rows) >= 100
 
 
 def test_the_gold_answers_of_math_500_equal_themselves_written_otherwise_and_not_each_other(grader):
