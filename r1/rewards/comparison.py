@@ -110,6 +110,9 @@ def _same_structure(gold: Node, answer: Node, level: int) -> bool | None:
         return _same_interval(gold, answer, level)
     if gold.kind == "relation" or answer.kind == "relation":
         return _same_assignment(gold, answer, level)
+    if (gold.kind, answer.kind) == ("leaf", "list"):  # one value in several forms: 1/2, 0.5
+        is_distinct = len({squeeze(item) for item in answer.items}) == len(answer.items)
+        return is_distinct and all(same(gold.text, item, level) for item in answer.items)
     if {gold.kind, answer.kind} <= {"list", "set"} or gold.kind == answer.kind == "union":
         return _same_in_any_order(gold.items, answer.items, level)
     if gold.kind == answer.kind and gold.kind in ("tuple", "matrix"):

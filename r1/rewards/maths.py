@@ -15,6 +15,7 @@ from r1.rewards.comparison import same
 from r1.rewards.markup import without_markup
 from r1.rewards.notation import BIDI_CONTROLS, clean, is_tame, squeeze, strip_delimiters
 from r1.rewards.quantities import quantity
+from r1.rewards.sentences import stated_answer
 from r1.rewards.structure import is_applied, is_measure, is_symbol, structure
 from r1.rewards.wording import is_wording
 
@@ -44,6 +45,8 @@ def equivalent(gold: str, answer: str) -> bool | None:
     Raises:
         ImportError: math-verify is not installed.
     """
+    if not _BOX.search(answer) and "\\text" not in answer:
+        answer = stated_answer(answer) or answer
     gold_text, answer_text = _single(gold), _single(answer)
     if not gold_text or not is_tame(clean(gold_text)):
         return None

