@@ -6,7 +6,8 @@ import html
 import re
 
 _ENTITY = re.compile(
-    r"&(?:nbsp|pi|lt|gt|le|ge|ne|minus|times|divide|deg|middot|radic|infin|plusmn|frac1[24]|frac34|sup[23]|theta|#[0-9]{2,5});"
+    r"&(?:nbsp|pi|theta|lt|gt|le|ge|ne|minus|times|divide|deg|middot|radic|infin|plusmn|frac1[24]|frac34|sup[23]|"
+    r"#[0-9]{2,5});"
 )
 _RAISED = re.compile(r"<(sup|sub)>([^<>]{1,40})</\1>", re.IGNORECASE)
 _TAG = re.compile(r"</?(?:b|i|u|em|strong|code|span|p|mark)>|<br ?/?>", re.IGNORECASE)

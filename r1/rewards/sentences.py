@@ -33,7 +33,9 @@ _CORRECTION = re.compile(
     r"\b(?:wait|actually|correction|corrected|mistake|wrong|hold on|scratch that|sorry|instead|oops)\b", re.IGNORECASE
 )
 _DOUBT = re.compile(
-    r"\W*(?:or|alternatively|maybe|perhaps|possibly|it (?:may|might|could)|(?:may|might|could) also)\b", re.IGNORECASE
+    r"\W*(?:or(?! (?:equivalently|simply|in other words))|alternatively|maybe|perhaps|possibly|it (?:may|might|could)|"
+    r"(?:may|might|could) also)\b",
+    re.IGNORECASE,
 )
 _CONCLUDES = re.compile(
     r"(?:so|therefore|thus|hence|in total|altogether|in conclusion|finally|overall|consequently)\b|\u2234",
@@ -44,9 +46,9 @@ _CONCLUDED_WORD = re.compile(
 )
 _CONCLUDED_EQUATION = re.compile(r"\u2234\s*([^.]+)\.?|\$?\s*=\s*([^=$]+?)\s*\$?\.?")
 _UNSURE = re.compile(
-    r"\b(?:not|cannot|never|no|or|if|unless|maybe|perhaps|about|around|approximately|roughly|between|least|most|more|less|fewer|"
-    r"either|neither|except|could|might|may|should|would|plus|minus|times|questions?|asks|where|when|what|which|how)\b"
-    r"|n't|\?",
+    r"\b(?:not|cannot|never|no|or|if|unless|maybe|perhaps|about|around|approximately|roughly|between|least|most|more|"
+    r"less|fewer|either|neither|except|could|might|may|should|would|plus|minus|times|questions?|asks|where|when|what|"
+    r"which|how)\b|n't|\?",
     re.IGNORECASE,
 )
 _IN_WORDS = re.compile(r"[\w\s.,'!$\u20ac\u00a3%/*:-]+")  # no formula, no program
