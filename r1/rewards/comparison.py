@@ -6,15 +6,13 @@ import re
 from collections.abc import Sequence
 
 from r1.rewards import algebra
+from r1.rewards.names import is_measure, is_symbol, same_head
 from r1.rewards.notation import distinct_case, squeeze
 from r1.rewards.quantities import Quantity, european_decimal, is_expansion, quantity, same_quantity, split_unit
 from r1.rewards.structure import (
     Node,
     as_interval,
     is_chain,
-    is_measure,
-    is_symbol,
-    same_head,
     same_letters,
     structure,
     values_by_name,

@@ -13,10 +13,11 @@ from r1.rewards import algebra
 from r1.rewards.boxes import split_boxes
 from r1.rewards.comparison import same
 from r1.rewards.markup import without_markup
+from r1.rewards.names import is_applied, is_measure, is_symbol
 from r1.rewards.notation import BIDI_CONTROLS, clean, is_tame, squeeze, strip_delimiters
 from r1.rewards.quantities import quantity
 from r1.rewards.sentences import stated_answer
-from r1.rewards.structure import is_applied, is_measure, is_symbol, structure
+from r1.rewards.structure import structure
 from r1.rewards.wording import is_wording
 
 _MAX_CHARACTERS = 1000  # an answer longer than this, and four times its gold answer, is not an answer
