@@ -14,7 +14,7 @@ EXTRACTIONS: tuple[Extraction, ...] = ("auto", "answer_tag", "boxed", "text")
 _MAX_BOXES = 16  # different ones; more is no list of answers but a guess at all of them
 _TOKEN = re.compile(r"\\(?:f?boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _OPENS = re.compile(r"\\(?:f?boxed|fbox)\s*\{")
-_DOUBLED = re.compile(r"\\\\(?=f?boxed)")  # as JSON doubles backslashes
+_DOUBLED = re.compile(r"\\\\(?=f?box)")  # as JSON doubles backslashes
 
 
 def boxes(text: str) -> list[str] | None:
@@ -100,4 +100,5 @@ def _has_other_block(text: str, last: str) -> bool:
     if len(blocks - {re.sub(r"\s+", "", last)}) > 0:
         return True
     behind = boxes(text.rpartition("</answer>")[2]) or []  # a box behind the block must say the same
-    return any(re.sub(r"\s+", "", box) not in re.sub(r"\s+", "", last) for box in behind)
+    said = {re.sub(r"[\s$]+", "", answer) for answer in (last, _inner(last, is_answer=True) or "")}
+    return any(re.sub(r"[\s$]+", "", box) not in said for box in behind)

@@ -169,6 +169,7 @@ SIZES = [
 ]
 PROSE = [
     ("42", T + "<answer>42</answer> The final answer is \\boxed{17}."),
+    ("42", T + "<answer>42</answer> The final answer is \\boxed{2}."),
     ("42", box("\\phantom{42}")),
     ("42", box("4\\phantom{0}2")),
     ("42", box("x - 3 = 42")),
